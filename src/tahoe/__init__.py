@@ -1,0 +1,39 @@
+"""The Tahoe-x1 single-cell foundation model inside scanpy.
+
+Call it beside scanpy::
+
+    import scanpy as sc, tahoe
+
+    tahoe.pp.map_genes(adata)
+    tahoe.tl.embed(adata)  # obsm["X_tahoe"]
+    sc.pp.neighbors(adata, use_rep="X_tahoe")
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from tahoe.settings import settings
+
+if TYPE_CHECKING:
+    from tahoe import datasets, errors, get, model, pl, pp, tl
+    from tahoe.model import TahoeModel, load_model
+
+__version__ = version("tahoe-anndata")
+__all__ = ["TahoeModel", "datasets", "errors", "get", "load_model", "model", "pl", "pp", "settings", "tl"]
+
+# Loaded at the first use, so that `import tahoe` costs nothing: torch alone takes seconds.
+_FROM = {"TahoeModel": "tahoe.model", "load_model": "tahoe.model"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        message = f"module 'tahoe' has no attribute {name!r}"
+        raise AttributeError(message)
+    value = getattr(import_module(_FROM[name]), name) if name in _FROM else import_module(f"tahoe.{name}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,148 @@
+"""The only file that knows AnnData storage: choose the matrix, check it, walk it in blocks of rows, write results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import sparse
+
+from tahoe.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+# Rows read at once: a block of 512 cells with 3,000 genes each is about 12 MB.
+BLOCK_CELLS = 512
+# The slots under which single-cell files keep raw counts, looked at only to write better error messages.
+COUNT_LAYERS = ("counts", "raw_counts", "count", "raw", "spliced")
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One expression matrix of an AnnData, with the genes that its columns stand for."""
+
+    values: Any
+    var: pd.DataFrame
+    slot: str
+    """Where it lies, as a user would write it: ``X``, ``layers["counts"]``, ``raw.X``."""
+    remedy: str
+    """What to pass instead if the values will not do."""
+
+    @property
+    def n_cells(self) -> int:
+        return self.values.shape[0]
+
+    def blocks(self, size: int = BLOCK_CELLS) -> Iterator[sparse.csr_array]:
+        """Walk the rows in order, a few at a time, as canonical CSR: sorted, without duplicates or stored zeros."""
+        for start in range(0, self.n_cells, size):
+            yield _canonical_csr(self.rows(start, min(start + size, self.n_cells)))
+
+    def rows(self, start: int, stop: int) -> Any:
+        return self._by_rows[start:stop]
+
+    @cached_property
+    def _by_rows(self) -> Any:
+        # Slicing the rows of a CSC matrix costs a pass over the whole of it, so it is turned once.
+        return self.values.tocsr() if sparse.issparse(self.values) and self.values.format != "csr" else self.values
+
+    def totals(self) -> np.ndarray:
+        """Sum of each column (float64), in one pass."""
+        totals = np.zeros(self.values.shape[1])
+        for block in self.blocks():
+            totals += np.bincount(block.indices, weights=block.data, minlength=len(totals))
+        return totals
+
+
+def choose_matrix(adata: AnnData, *, layer: str | None = None, use_raw: bool = False) -> Matrix:
+    """The matrix that `layer` and `use_raw` point to.
+
+    Raises
+    ------
+    tahoe.errors.InputError
+        If both are given, if there is no such slot, or if the matrix has no cells or no genes.
+    """
+    if layer is not None and use_raw:
+        message = f"layer={layer!r} and use_raw=True point to two matrices; pass only one of them"
+        raise InputError(message)
+    if layer is not None:
+        if layer not in adata.layers:
+            message = f"layers[{layer!r}] does not exist; adata.layers has {_listed(adata.layers)}"
+            raise InputError(message)
+        matrix = Matrix(adata.layers[layer], adata.var, f"layers[{layer!r}]", _remedy(adata, layer))
+    elif use_raw:
+        if adata.raw is None:
+            message = "use_raw=True, but adata.raw is None; leave use_raw away to use adata.X"
+            raise InputError(message)
+        matrix = Matrix(adata.raw.X, adata.raw.var, "raw.X", _remedy(adata, "raw.X"))
+    else:
+        if adata.X is None:
+            message = f"adata.X is None; {_remedy(adata, None)}"
+            raise InputError(message)
+        matrix = Matrix(adata.X, adata.var, "X", _remedy(adata, None))
+    if 0 in matrix.values.shape:
+        n_cells, n_genes = matrix.values.shape
+        message = f"{matrix.slot} has {n_cells} cells and {n_genes} genes; both must be at least 1"
+        raise InputError(message)
+    return matrix
+
+
+def check_values(block: sparse.csr_array, matrix: Matrix) -> None:
+    """Refuse values whose order within a cell no longer says how much of each gene was measured.
+
+    Counts, size-normalised and log-transformed values pass: Tahoe-x1 reads ranks. Negative, missing and infinite values,
+    and real numbers without a single zero (imputed or smoothed data), do not.
+    """
+    values = block.data
+    if not np.isfinite(values).all():
+        seen = "NaN" if np.isnan(values).any() else "infinite values"
+    elif values.size and values.min() < 0:
+        seen = f"negative values (as low as {values.min():.3g}), as scaled, regressed-out or batch-corrected data has"
+    elif _is_imputed(block):
+        seen = "real numbers and hardly a zero, as imputed or smoothed data has"
+    else:
+        return
+    message = (
+        f"{matrix.slot} holds {seen}; Tahoe-x1 ranks the expressed genes of each cell, so it needs counts, or counts"
+        f" that were only normalised by cell or log-transformed. {matrix.remedy}"
+    )
+    raise InputError(message)
+
+
+def _is_imputed(block: sparse.csr_array) -> bool:
+    n_cells, n_genes = block.shape
+    if n_genes < 50 or block.nnz < 0.98 * n_cells * n_genes:
+        return False
+    return bool((block.data != np.rint(block.data)).mean() > 0.5)
+
+
+def _canonical_csr(rows: Any) -> sparse.csr_array:
+    """Any slice of rows as CSR, without touching the user's arrays."""
+    if not sparse.issparse(rows):
+        return sparse.csr_array(np.atleast_2d(np.asarray(rows)))
+    block = sparse.csr_array(rows)
+    if not block.has_canonical_format:
+        block = block.copy()
+        block.sum_duplicates()
+    if block.nnz and not block.data.all():
+        block = block.copy()
+        block.eliminate_zeros()
+    return block
+
+
+def _remedy(adata: AnnData, refused: str | None) -> str:
+    """Which slot to try instead of the refused one."""
+    for layer in COUNT_LAYERS:
+        if layer in adata.layers and layer != refused:
+            return f'layers["{layer}"] exists: pass layer="{layer}".'
+    if adata.raw is not None and refused != "raw.X":
+        return "adata.raw exists: pass use_raw=True if it holds counts or log-normalised values."
+    return "Pass layer= or use_raw= to point to such a matrix, or load the counts again."
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(map(repr, names)) or "none"

@@ -1,0 +1,144 @@
+"""Attention among the tokens of each cell, over cells that lie end to end: plain functions in a dict.
+
+All take ``(q, k, v, queries, keys, masked)``: packed tensors of shape (tokens, heads, head size), the boundaries of the
+cells in the queries and in the keys, and which tokens are masked (or None). All return a packed tensor like ``q``.
+Shapes are written as suffixes: T tokens, H heads, K head size, N tokens of one cell.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tahoe.errors import DeviceError
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Where each cell begins and ends in a packed tensor."""
+
+    bounds: list[int]
+    """Boundaries on the host: cell ``i`` is ``bounds[i]:bounds[i + 1]``."""
+    device_bounds: Tensor
+    """The same as int32 on the device, as the packed kernels want them."""
+
+    @classmethod
+    def of(cls, bounds: list[int], device: torch.device) -> Spans:
+        return cls(bounds, torch.tensor(bounds, dtype=torch.int32, device=device))
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest cell."""
+        return max((b - a for a, b in zip(self.bounds, self.bounds[1:], strict=False)), default=0)
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """Start and end of each cell."""
+        return list(zip(self.bounds, self.bounds[1:], strict=False))
+
+
+Attention = Callable[[Tensor, Tensor, Tensor, Spans, Spans, Tensor | None], Tensor]
+
+
+def allowed(masked_N: Tensor) -> Tensor:
+    """Who may see whom, (N, N): everybody sees the visible tokens, and each token itself."""
+    return ~masked_N[None, :] | torch.eye(len(masked_N), dtype=torch.bool, device=masked_N.device)
+
+
+def sdpa(
+    q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, queries: Spans, keys: Spans, masked_T: Tensor | None = None
+) -> Tensor:
+    """Run torch's scaled_dot_product_attention on one cell at a time."""
+    outputs = []
+    for (q0, q1), (k0, k1) in zip(queries.pairs(), keys.pairs(), strict=True):
+        mask = None if masked_T is None or not masked_T[k0:k1].any() else allowed(masked_T[k0:k1])
+        if mask is not None:
+            mask = mask[: q1 - q0]
+        cell = (t.transpose(0, 1)[None] for t in (q_THK[q0:q1], k_THK[k0:k1], v_THK[k0:k1]))
+        outputs.append(F.scaled_dot_product_attention(*cell, attn_mask=mask)[0].transpose(0, 1))
+    return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+
+
+def weights(q_NHK: Tensor, k_NHK: Tensor, masked_N: Tensor | None = None) -> Tensor:
+    """Attention weights of one cell, (heads, queries, keys); each row sums to one."""
+    scores_HNN = torch.einsum("qhk,nhk->hqn", q_NHK, k_NHK) / q_NHK.shape[-1] ** 0.5
+    if masked_N is not None and masked_N.any():
+        scores_HNN = scores_HNN.masked_fill(~allowed(masked_N)[: len(q_NHK)], -torch.inf)
+    return scores_HNN.float().softmax(-1).to(q_NHK.dtype)
+
+
+def eager(
+    q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, queries: Spans, keys: Spans, masked_T: Tensor | None = None
+) -> Tensor:
+    """Write the formula out, one cell at a time: the path on which the weights can be seen."""
+    outputs = []
+    for (q0, q1), (k0, k1) in zip(queries.pairs(), keys.pairs(), strict=True):
+        w_HNN = weights(q_THK[q0:q1], k_THK[k0:k1], None if masked_T is None else masked_T[k0:k1])
+        outputs.append(torch.einsum("hqn,nhk->qhk", w_HNN, v_THK[k0:k1]))
+    return torch.cat(outputs)
+
+
+def varlen(
+    q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, queries: Spans, keys: Spans, masked_T: Tensor | None = None
+) -> Tensor:
+    """All cells in one kernel: CUDA from Ampere on, 16-bit."""
+    if masked_T is not None:
+        return sdpa(q_THK, k_THK, v_THK, queries, keys, masked_T)
+    from torch.nn.attention.varlen import varlen_attn
+
+    return varlen_attn(
+        q_THK, k_THK, v_THK, queries.device_bounds, keys.device_bounds, queries.longest, keys.longest
+    )  # type: ignore[return-value]
+
+
+def flash(
+    q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, queries: Spans, keys: Spans, masked_T: Tensor | None = None
+) -> Tensor:
+    """Call the flash-attn package, where a user has it and asks for it."""
+    if masked_T is not None:
+        return sdpa(q_THK, k_THK, v_THK, queries, keys, masked_T)
+    from flash_attn import flash_attn_varlen_func
+
+    return flash_attn_varlen_func(
+        q_THK, k_THK, v_THK, queries.device_bounds, keys.device_bounds, queries.longest, keys.longest
+    )
+
+
+ATTENTION: dict[str, Attention] = {"sdpa": sdpa, "varlen": varlen, "eager": eager, "flash": flash}
+
+
+def choose_attention(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
+    """Name of the attention function to use; None and ``"auto"`` choose by device.
+
+    Raises
+    ------
+    tahoe.errors.DeviceError
+        If the function that was asked for by name cannot run here.
+    """
+    packed = _why_not_packed(device, dtype)
+    if name in (None, "auto"):
+        return "sdpa" if packed else "varlen"
+    if name not in ATTENTION:
+        message = f"attention={name!r} is unknown; choose from auto, {', '.join(ATTENTION)}"
+        raise DeviceError(message)
+    if name in ("varlen", "flash") and packed:
+        message = f"attention={name!r} cannot run here: {packed}; use attention='sdpa'"
+        raise DeviceError(message)
+    if name == "flash" and importlib.util.find_spec("flash_attn") is None:
+        message = "attention='flash' needs the package flash-attn, which is not installed; use attention='varlen'"
+        raise DeviceError(message)
+    return str(name)
+
+
+def _why_not_packed(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cuda":
+        return f"it needs a CUDA device, and this is {device.type!r}"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "it needs an Ampere GPU or newer"
+    if dtype not in (torch.float16, torch.bfloat16):
+        return f"it computes in 16 bits, and dtype is {str(dtype).removeprefix('torch.')}"
+    return None

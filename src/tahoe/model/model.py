@@ -1,0 +1,246 @@
+"""A loaded checkpoint, and the one door to it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from tahoe.errors import DeviceError, ModelError
+from tahoe.model import hub
+from tahoe.model.attention import Spans, choose_attention
+from tahoe.model.checkpoint import WEIGHTS_FILE, file_sha256, read_checkpoint, write_checkpoint
+from tahoe.model.network import Batch
+from tahoe.model.tokenizer import Tokens, tokenize
+from tahoe.settings import settings
+
+if TYPE_CHECKING:
+    import os
+
+    import numpy as np
+    from scipy import sparse
+
+    from tahoe.model.config import ModelConfig
+    from tahoe.model.network import Network
+    from tahoe.model.vocab import Vocabulary
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class TahoeModel:
+    """A Tahoe-x1 network with its vocabulary, on a device.
+
+    Made by `load_model`; every function of `tahoe.tl` takes one as ``model=``, so that it is loaded once.
+    """
+
+    name: str
+    """The registered name, or the path of the folder."""
+    network: Network
+    """The network, a `torch.nn.Module`."""
+    vocabulary: Vocabulary
+    """Genes and their token ids."""
+    device: torch.device
+    """Where the network is."""
+    attention: str
+    """Name of the attention function in use."""
+    folder: Path | None = None
+    """Where the files lie; `None` for a model that was never written."""
+    revision: str | None = None
+    """The commit on the Hub, for a registered name."""
+    drugs: dict[str, int] = field(default_factory=dict)
+    """Drugs that the checkpoint knows by name, and their ids."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """What the checkpoint's YAML files say."""
+        return self.network.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the linear layers."""
+        return self.network.expression.out.weight.dtype
+
+    @property
+    def n_parameters(self) -> int:
+        """How many weights the network has."""
+        return sum(weight.numel() for weight in self.network.parameters())
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """Hash of the weights file; empty for a model that was never written."""
+        return file_sha256(self.folder / WEIGHTS_FILE) if self.folder else ""
+
+    def tokenize(
+        self, block: sparse.csr_array, column_tokens: np.ndarray, *, max_length: int | None = None, seed: int = 0
+    ) -> Tokens:
+        """Tokenise rows of a matrix whose columns have these token ids (`Vocabulary.tokens_of`)."""
+        return tokenize(
+            block.indptr,
+            block.indices,
+            block.data,
+            column_tokens,
+            config=self.config,
+            vocabulary=self.vocabulary,
+            max_length=max_length,
+            seed=seed,
+        )
+
+    def batch(self, tokens: Tokens) -> Batch:
+        """Put tokens on the model's device."""
+        return Batch(
+            torch.from_numpy(tokens.ids).to(self.device, non_blocking=True),
+            torch.from_numpy(tokens.values).to(self.device, non_blocking=True),
+            Spans.of(tokens.bounds.tolist(), self.device),
+        )
+
+    @torch.inference_mode()
+    def embed_cells(self, tokens: Tokens) -> torch.Tensor:
+        """Embeddings of the cells, (cells, d_model) float32, not normalised."""
+        return self.network.embed_cells(self.batch(tokens), self.attention)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the four files of the released layout into a folder, weights in the model's precision."""
+        write_checkpoint(Path(folder), self.network, self.vocabulary, self.drugs, self.dtype)
+
+    def __repr__(self) -> str:
+        config = self.config
+        return (
+            f"TahoeModel({self.name!r}: {config.n_layers} layers × {config.d_model}, {config.n_heads} heads,"
+            f" {self.n_parameters:,} parameters, {len(self.vocabulary.genes):,} genes;"
+            f" {str(self.dtype).removeprefix('torch.')} on {self.device}, {self.attention} attention)"
+        )
+
+
+def load_model(
+    model: str | os.PathLike[str] | TahoeModel,
+    *,
+    revision: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    attention: str | None = None,
+) -> TahoeModel:
+    """Load a Tahoe-x1 checkpoint: the one door to weights.
+
+    Parameters
+    ----------
+    model
+        A registered name (``"70m"``, ``"1b"``, ``"3b"``: downloaded once and cached; ``"demo"``: ships with the package,
+        not for science), a folder in the released layout, or a loaded model, which comes back as it is.
+    revision
+        Another commit or branch of the Hub repository than the pinned one.
+    device
+        ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``. `None` picks CUDA, then MPS, then the CPU.
+    dtype
+        Precision of the linear layers: ``"float32"``, ``"bfloat16"`` or ``"float16"``. Residual stream, norms and
+        softmax stay float32. `None` is bfloat16 on a CUDA device that computes it natively if the checkpoint was trained
+        so, else float32.
+    attention
+        ``"varlen"`` (CUDA, 16-bit: all cells in one kernel), ``"sdpa"`` (anywhere, one cell at a time), ``"eager"``
+        (the formula written out), ``"flash"`` (the flash-attn package, if installed). `None` picks by device.
+
+    Returns
+    -------
+    The model, in evaluation mode.
+
+    Raises
+    ------
+    tahoe.errors.ModelError
+        If the name is unknown, or the files are missing, damaged or ask for what is not implemented.
+    tahoe.errors.DeviceError
+        If this machine lacks the device, precision or attention that was asked for.
+
+    Examples
+    --------
+    >>> import tahoe
+    >>> tahoe.load_model("demo", device="cpu").config.n_layers > 0
+    True
+    """
+    if isinstance(model, TahoeModel):
+        return _moved(model, device, dtype, attention)
+    where = choose_device(device or settings.device)
+    name, folder, commit = _located(model, revision)
+    network, vocabulary, drugs = read_checkpoint(folder)
+    precision = _choose_dtype(dtype or settings.dtype, where, network.config.precision)
+    kernel = choose_attention(attention, where, precision)
+    network.set_precision(precision).to(where)
+    loaded = TahoeModel(name, network, vocabulary, where, kernel, folder, commit, drugs)
+    log.info("loaded %r", loaded)
+    return loaded
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """The device that was asked for, if it is there; `None` picks CUDA, then MPS, then the CPU."""
+    if device is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(name)
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        message = f"device={device!r} is not a device; use 'cpu', 'cuda', 'cuda:0' or 'mps'"
+        raise DeviceError(message) from error
+    if chosen.type == "cuda":
+        present = torch.cuda.device_count()
+        if (chosen.index or 0) >= present:
+            message = f"device={str(device)!r}, but torch sees {present or 'no'} CUDA device(s); use device='cpu'"
+            raise DeviceError(message)
+    elif chosen.type == "mps" and not torch.backends.mps.is_available():
+        message = "device='mps', but torch sees no Apple GPU; use device='cpu'"
+        raise DeviceError(message)
+    elif chosen.type not in ("cpu", "mps"):
+        message = f"device={str(device)!r} is not supported; use 'cpu', 'cuda' or 'mps'"
+        raise DeviceError(message)
+    return chosen
+
+
+def _choose_dtype(dtype: str | torch.dtype | None, device: torch.device, precision: str) -> torch.dtype:
+    if dtype is None:
+        native = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.bfloat16 if native and "bf16" in precision else torch.float32
+    chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if chosen not in DTYPES.values():
+        message = f"dtype={dtype!r} is not supported; use one of {', '.join(DTYPES)}"
+        raise DeviceError(message)
+    return chosen
+
+
+def _located(model: str | os.PathLike[str], revision: str | None) -> tuple[str, Path, str | None]:
+    """Name, folder and commit of a model."""
+    folder = Path(model)
+    if isinstance(model, str) and model == hub.DEMO:
+        return model, Path(str(files("tahoe.data") / "demo-model")), None
+    if isinstance(model, str) and model in hub.RELEASES:
+        commit = revision or hub.RELEASES[model].revision
+        return model, hub.download(model, revision=commit, cache_dir=settings.cache_dir), commit
+    if not folder.is_dir():
+        hub.check_name(str(model))
+    if revision is not None:
+        message = f"revision={revision!r} goes with a registered name, and model={str(model)!r} is a folder"
+        raise ModelError(message)
+    return str(model), folder, None
+
+
+def _moved(
+    model: TahoeModel,
+    device: str | torch.device | None,
+    dtype: str | torch.dtype | None,
+    attention: str | None,
+) -> TahoeModel:
+    """Refuse to change a loaded model behind the back of whoever else holds it."""
+    wanted = {
+        "device": (None if device is None else choose_device(device), model.device),
+        "dtype": (None if dtype is None else _choose_dtype(dtype, model.device, ""), model.dtype),
+        "attention": (None if attention in (None, "auto") else attention, model.attention),
+    }
+    for argument, (asked, present) in wanted.items():
+        if asked is not None and asked != present:
+            message = f"{argument}={str(asked)!r}, but the model was loaded with {argument} {str(present)!r}; load it again"
+            raise DeviceError(message)
+    return model

@@ -1,0 +1,261 @@
+"""The whole Tahoe-x1 network.
+
+Tokens of all cells of a batch lie end to end, without padding, so that nothing of one cell can reach another.
+Shapes are written as suffixes: T tokens of the batch, C cells, D model width, H heads, K head size, L values of a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tahoe.model.attention import ATTENTION, Attention, Spans, weights
+from tahoe.model.config import N_BINS, DrugEncoderConfig, ModelConfig
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "leaky_relu": F.leaky_relu,
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+# Called with (layer, cell of the batch, weights of shape (heads, tokens, tokens)).
+Observer = Callable[[int, int, Tensor], None]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some cells as packed tokens, on one device."""
+
+    ids_T: Tensor
+    values_T: Tensor
+    cells: Spans
+    masked_T: Tensor | None = None
+    """Tokens whose value is hidden from the network, which is to predict it."""
+    drugs_C: Tensor | None = None
+    """Row of the drug table for each cell. The second token of each cell is then the drug token."""
+
+    @property
+    def starts_C(self) -> Tensor:
+        """Index of the first token of each cell."""
+        return self.cells.device_bounds[:-1].long()
+
+
+class ValueEncoder(nn.Module):
+    """Turn the value of a token (its bin, as a rule) into a vector."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(1, config.d_model)
+        self.out = nn.Linear(config.d_model, config.d_model)
+        self.norm = nn.LayerNorm(config.d_model) if config.value_norm else nn.Identity()
+        self.activation = ACTIVATIONS[config.value_activation]
+        self.max_value = config.max_value
+        self.lowest = int(min(config.pad_value, config.mask_value))
+        self.binned = config.binning
+
+    def forward(self, values_T: Tensor) -> Tensor:
+        if not self.binned:
+            return self.encode(values_T)
+        # Bins are few and whole, so each is encoded once and looked up.
+        table_LD = self.encode(torch.arange(self.lowest, N_BINS, device=values_T.device, dtype=values_T.dtype))
+        return F.embedding((values_T - self.lowest).long(), table_LD)
+
+    def encode(self, values_L: Tensor) -> Tensor:
+        dtype = self.hidden.weight.dtype
+        hidden_LD = self.activation(self.hidden(values_L.clamp(max=self.max_value)[:, None].to(dtype)))
+        return self.norm(self.out(hidden_LD).float())
+
+
+class DrugEncoder(nn.Module):
+    """Turn the fingerprint of a drug into the drug token."""
+
+    def __init__(self, d_model: int, config: DrugEncoderConfig) -> None:
+        super().__init__()
+        self.fingerprints = nn.Embedding(config.n_drugs, config.fingerprint_size)
+        self.hidden = nn.Linear(config.fingerprint_size, d_model)
+        self.out = nn.Linear(d_model, d_model)
+        self.norm = nn.LayerNorm(d_model)
+        self.activation = ACTIVATIONS[config.activation]
+
+    def forward(self, drugs_C: Tensor) -> Tensor:
+        hidden_CD = self.activation(self.hidden(self.fingerprints(drugs_C)))
+        return self.norm(self.out(hidden_CD).float())
+
+
+class Layer(nn.Module):
+    """Attention, then a feed-forward block, each with its norm before it (or after it) and a residual path around it."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, hidden = config.d_model, config.expansion_ratio * config.d_model
+        self.attention_norm = nn.LayerNorm(width, eps=config.norm_eps)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.feed_forward_norm = nn.LayerNorm(width, eps=config.norm_eps)
+        self.up = nn.Linear(width, hidden)
+        self.gate = nn.Linear(width, hidden) if config.gated else None
+        self.down = nn.Linear(hidden, width)
+        self.activation = ACTIVATIONS[config.activation]
+        self.pre_norm = config.pre_norm
+        self.head_size = config.head_size
+
+    def forward(self, x_TD: Tensor, cells: Spans, attend: Attention, masked_T: Tensor | None = None) -> Tensor:
+        """All tokens through the layer."""
+        q_TD, k_TD, v_TD = self.qkv(self._before(x_TD, self.attention_norm)).chunk(3, dim=-1)
+        context_TD = self._attend(q_TD, k_TD, v_TD, cells, cells, attend, masked_T)
+        return self._finish(x_TD, context_TD)
+
+    def first_tokens(self, x_TD: Tensor, batch: Batch, attend: Attention, masked_T: Tensor | None = None) -> Tensor:
+        """Only the first token of each cell, which still looks at all tokens of its cell: (C, D)."""
+        n_cells, width = len(batch.cells.bounds) - 1, x_TD.shape[-1]
+        h_TD = self._before(x_TD, self.attention_norm)
+        q_CD = F.linear(h_TD[batch.starts_C], self.qkv.weight[:width], self.qkv.bias[:width])
+        k_TD, v_TD = F.linear(h_TD, self.qkv.weight[width:], self.qkv.bias[width:]).chunk(2, dim=-1)
+        ones = Spans.of(list(range(n_cells + 1)), x_TD.device)
+        context_CD = self._attend(q_CD, k_TD, v_TD, ones, batch.cells, attend, masked_T)
+        return self._finish(x_TD[batch.starts_C], context_CD)
+
+    def heads(self, x_TD: Tensor) -> Tensor:
+        """Split the width into heads: (T, H, K)."""
+        return x_TD.unflatten(-1, (-1, self.head_size))
+
+    def attention_weights(self, x_TD: Tensor, cells: Spans, cell: int, masked_T: Tensor | None = None) -> Tensor:
+        """Weights of one cell in this layer, (heads, tokens, tokens)."""
+        start, end = cells.pairs()[cell]
+        q_ND, k_ND, _ = self.qkv(self._before(x_TD[start:end], self.attention_norm)).chunk(3, dim=-1)
+        return weights(self.heads(q_ND), self.heads(k_ND), None if masked_T is None else masked_T[start:end])
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, queries: Spans, keys: Spans, attend: Attention, masked_T: Tensor | None) -> Tensor:  # noqa: E501
+        return attend(self.heads(q), self.heads(k), self.heads(v), queries, keys, masked_T).flatten(-2)
+
+    def _before(self, x_TD: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """Norm where it comes first, and cast to the precision of the linear layers; x itself stays float32."""
+        return (norm(x_TD) if self.pre_norm else x_TD).to(self.qkv.weight.dtype)
+
+    def _finish(self, x_TD: Tensor, context_TD: Tensor) -> Tensor:
+        x_TD = x_TD + self.attention_out(context_TD)
+        if not self.pre_norm:
+            x_TD = self.attention_norm(x_TD)
+        h_TD = self._before(x_TD, self.feed_forward_norm)
+        up_TD = self.up(h_TD)
+        hidden_TD = self.activation(up_TD) if self.gate is None else self.activation(self.gate(h_TD)) * up_TD
+        x_TD = x_TD + self.down(hidden_TD)
+        return x_TD if self.pre_norm else self.feed_forward_norm(x_TD)
+
+
+class ExpressionDecoder(nn.Module):
+    """Predict the value of a token from its own output."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.hidden = nn.ModuleList(nn.Linear(config.d_model, config.d_model) for _ in range(config.decoder_layers))
+        self.out = nn.Linear(config.d_model, 1)
+        self.activation = ACTIVATIONS[config.decoder_activation]
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        x_TD = x_TD.to(self.out.weight.dtype)
+        for linear in self.hidden:
+            x_TD = self.activation(linear(x_TD))
+        return self.out(x_TD)[:, 0].float()
+
+
+class MVCDecoder(nn.Module):
+    """Predict the value of a gene from the cell's embedding: the dot product with a query made from the gene."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.query = nn.Linear(config.d_model, config.d_model)
+        self.weight = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.activation = ACTIVATIONS[config.mvc_activation]
+        self.scale = config.d_model**-0.5 if config.mvc_scaled else 1.0
+
+    def forward(self, cell_CD: Tensor, gene_TD: Tensor, lengths_C: Tensor) -> Tensor:
+        queries_TD = self.weight(self.activation(self.query(gene_TD.to(self.query.weight.dtype)))).float()
+        return (queries_TD * cell_CD.float().repeat_interleave(lengths_C, dim=0)).sum(-1) * self.scale
+
+
+class Network(nn.Module):
+    """Tahoe-x1: encoders for genes, values and drugs, a stack of layers, and two decoders."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.d_model
+        self.config = config
+        self.genes = nn.Embedding(config.vocab_size, width)
+        self.gene_norm = nn.LayerNorm(width) if config.gene_norm else nn.Identity()
+        self.value = ValueEncoder(config)
+        self.flag = nn.Embedding(2, width)
+        self.drug = DrugEncoder(width, config.drug_encoder) if config.drug_encoder else None
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
+        self.norm = nn.LayerNorm(width, eps=config.norm_eps) if config.pre_norm else nn.Identity()
+        self.expression = ExpressionDecoder(config)
+        self.mvc = MVCDecoder(config) if config.mvc_decoder else None
+
+    def forward(self, batch: Batch, attention: str = "sdpa", observe: Observer | None = None) -> Tensor:
+        """Outputs of all tokens, (T, D) float32: a cell's embedding at its first token, its genes behind it."""
+        masked_T = self._hidden_keys(batch)
+        x_TD = self.inputs(batch)
+        for number, layer in enumerate(self.layers):
+            if observe is not None:
+                for cell in range(len(batch.cells.bounds) - 1):
+                    observe(number, cell, layer.attention_weights(x_TD, batch.cells, cell, masked_T))
+            x_TD = layer(x_TD, batch.cells, ATTENTION[attention], masked_T)
+        return self.norm(x_TD)
+
+    def embed_cells(self, batch: Batch, attention: str = "sdpa") -> Tensor:
+        """Embeddings of the cells, (C, D) float32, not normalised: what `forward` gives at each first token.
+
+        Nothing reads the other outputs of the last layer, so they are not computed.
+        """
+        masked_T = self._hidden_keys(batch)
+        x_TD = self.inputs(batch)
+        for layer in self.layers[:-1]:
+            x_TD = layer(x_TD, batch.cells, ATTENTION[attention], masked_T)
+        return self.norm(self.layers[-1].first_tokens(x_TD, batch, ATTENTION[attention], masked_T))
+
+    def inputs(self, batch: Batch) -> Tensor:
+        """What enters the first layer: gene plus value, or the flag in place of a masked value, and the drug."""
+        value_TD = self.value(batch.values_T)
+        if batch.masked_T is not None:
+            value_TD = torch.where(batch.masked_T[:, None], self.flag.weight[1].float(), value_TD)
+        x_TD = self.gene_inputs(batch.ids_T) + value_TD
+        if batch.drugs_C is not None:
+            if self.drug is None:
+                message = "this network has no drug encoder"
+                raise ValueError(message)
+            x_TD = x_TD.index_copy(0, batch.starts_C + 1, self.drug(batch.drugs_C))
+        return x_TD
+
+    def gene_inputs(self, ids_T: Tensor) -> Tensor:
+        """Input embedding of each gene, (T, D) float32: no context, no value."""
+        return self.gene_norm(self.genes(ids_T).float())
+
+    def decode(self, output_TD: Tensor) -> Tensor:
+        """Predicted value of each token from its own output, (T,)."""
+        return self.expression(output_TD)
+
+    def decode_mvc(self, output_TD: Tensor, batch: Batch) -> Tensor:
+        """Predicted value of each token from its cell's embedding, (T,)."""
+        if self.mvc is None:
+            message = "this network has no MVC decoder"
+            raise ValueError(message)
+        lengths_C = batch.cells.device_bounds.diff().long()
+        return self.mvc(output_TD[batch.starts_C], self.gene_inputs(batch.ids_T), lengths_C)
+
+    def _hidden_keys(self, batch: Batch) -> Tensor | None:
+        return batch.masked_T if self.config.hide_masked else None
+
+    def set_precision(self, dtype: torch.dtype) -> Network:
+        """Cast all weights but those of the norms, which stay float32 as the residual stream does."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                module.to(dtype)
+            elif isinstance(module, nn.LayerNorm):
+                module.to(torch.float32)
+        return self
