@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
 
+from tahoe._genes import map_genes
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
+
+    from tahoe._genes import GeneMapping
+    from tahoe.model import TahoeModel
 
 # Rows read at once: a block of 512 cells with 3,000 genes each is about 12 MB.
 BLOCK_CELLS = 512
@@ -40,10 +45,13 @@ class Matrix:
     def blocks(self, size: int = BLOCK_CELLS) -> Iterator[sparse.csr_array]:
         """Walk the rows in order, a few at a time, as canonical CSR: sorted, without duplicates or stored zeros."""
         for start in range(0, self.n_cells, size):
-            yield _canonical_csr(self.rows(start, min(start + size, self.n_cells)))
+            yield _canonical_csr(self._by_rows[start : start + size])
 
-    def rows(self, start: int, stop: int) -> Any:
-        return self._by_rows[start:stop]
+    def checked_blocks(self) -> Iterator[sparse.csr_array]:
+        """Walk as `blocks` does, and refuse the first block with values that will not do."""
+        for block in self.blocks():
+            check_values(block, self)
+            yield block
 
     @cached_property
     def _by_rows(self) -> Any:
@@ -111,6 +119,82 @@ def check_values(block: sparse.csr_array, matrix: Matrix) -> None:
         f" that were only normalised by cell or log-transformed. {matrix.remedy}"
     )
     raise InputError(message)
+
+
+def selected_genes(matrix: Matrix, mask_var: str | np.ndarray | None) -> np.ndarray:
+    """Which columns `mask_var` selects, as booleans."""
+    n_genes = len(matrix.var)
+    if mask_var is None:
+        return np.ones(n_genes, dtype=bool)
+    if isinstance(mask_var, str):
+        if mask_var not in matrix.var:
+            message = f"mask_var={mask_var!r} is not a column of var, which has {_listed(matrix.var)}"
+            raise InputError(message)
+        name, mask = f"var[{mask_var!r}]", matrix.var[mask_var].to_numpy()
+    else:
+        name, mask = "mask_var", np.asarray(mask_var)
+    if mask.dtype != bool or mask.shape != (n_genes,) or not mask.any():
+        seen = f"{mask.dtype} of shape {mask.shape}" if mask.dtype != bool or mask.ndim != 1 else f"{mask.sum()} of {len(mask)}"
+        message = f"{name} is {seen}; it must be {n_genes} booleans, one for each gene, not all of them False"
+        raise InputError(message)
+    return mask
+
+
+def check_key(adata: AnnData, key: str) -> None:
+    """Refuse to overwrite what this package did not write."""
+    if not isinstance(key, str) or not key:
+        message = f"key_added={key!r}; it must be the name of a slot, such as 'X_tahoe'"
+        raise InputError(message)
+    ours = isinstance(adata.uns.get(key), Mapping) and "tahoe_version" in adata.uns[key]
+    taken = [f"{slot}[{key!r}]" for slot in ("obsm", "uns") if key in getattr(adata, slot)]
+    if taken and not ours:
+        message = f"{taken[0]} exists and was not written by tahoe; choose another key_added, or delete it first"
+        raise InputError(message)
+
+
+def mapped_genes(adata: AnnData, matrix: Matrix) -> tuple[np.ndarray, GeneMapping | None]:
+    """Ensembl id of each column, and the mapping if it had to be made, to be written with the results."""
+    if matrix.var is adata.var and "tahoe_gene" in matrix.var:
+        return matrix.var["tahoe_gene"].astype(str).to_numpy(dtype=object), None
+    mapping = map_genes(matrix.var, matrix.totals())
+    return mapping.gene, mapping if matrix.var is adata.var else None
+
+
+def write(
+    adata: AnnData,
+    *,
+    obs: Mapping[str, Any] | None = None,
+    obsm: Mapping[str, Any] | None = None,
+    uns: Mapping[str, Any] | None = None,
+    mapping: GeneMapping | None = None,
+) -> None:
+    """Write finished results. Called last by every verb, so that an error before leaves `adata` as it was."""
+    if mapping is not None:
+        adata.var["tahoe_gene"] = mapping.gene
+        adata.var["tahoe_match"] = mapping.match
+        adata.uns["tahoe_genes"] = mapping.report
+    for name, content in {"obs": obs, "obsm": obsm, "uns": uns}.items():
+        for key, value in (content or {}).items():
+            getattr(adata, name)[key] = value
+
+
+def provenance(model: TahoeModel, matrix: Matrix, **parameters: Any) -> dict[str, Any]:
+    """What is needed to repeat a result, as plain values that survive h5ad and zarr; None is left out."""
+    record = {
+        "tahoe_version": version("tahoe-anndata"),
+        "model": model.name,
+        "model_revision": model.revision,
+        "model_sha256": model.weights_sha256,
+        "vocabulary_sha256": model.vocabulary.sha256,
+        "device": str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": model.attention,
+        "input": matrix.slot,
+        "n_cells": matrix.n_cells,
+        **parameters,
+        "versions": [f"{name} {version(name)}" for name in ("anndata", "numpy", "scipy", "torch")],
+    }
+    return {key: value for key, value in record.items() if value is not None}
 
 
 def _is_imputed(block: sparse.csr_array) -> bool:

@@ -8,7 +8,8 @@ Shapes are written as suffixes: T tokens, H heads, K head size, N tokens of one 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -34,11 +35,12 @@ class Spans:
     @property
     def longest(self) -> int:
         """Tokens of the longest cell."""
-        return max((b - a for a, b in zip(self.bounds, self.bounds[1:], strict=False)), default=0)
+        return max(self.lengths, default=0)
 
-    def pairs(self) -> list[tuple[int, int]]:
-        """Start and end of each cell."""
-        return list(zip(self.bounds, self.bounds[1:], strict=False))
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each cell."""
+        return [end - start for start, end in itertools.pairwise(self.bounds)]
 
 
 Attention = Callable[[Tensor, Tensor, Tensor, Spans, Spans, Tensor | None], Tensor]
@@ -49,16 +51,23 @@ def allowed(masked_N: Tensor) -> Tensor:
     return ~masked_N[None, :] | torch.eye(len(masked_N), dtype=torch.bool, device=masked_N.device)
 
 
+def _cells(
+    q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, queries: Spans, keys: Spans, masked_T: Tensor | None
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+    # One split, not many slices: the gradient of each slice would be as large as the whole.
+    parts = (q_THK.split(queries.lengths), k_THK.split(keys.lengths), v_THK.split(keys.lengths))
+    masked = itertools.repeat(None) if masked_T is None else masked_T.split(keys.lengths)
+    return zip(*parts, masked, strict=False)
+
+
 def sdpa(
     q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, queries: Spans, keys: Spans, masked_T: Tensor | None = None
 ) -> Tensor:
     """Run torch's scaled_dot_product_attention on one cell at a time."""
     outputs = []
-    for (q0, q1), (k0, k1) in zip(queries.pairs(), keys.pairs(), strict=True):
-        mask = None if masked_T is None or not masked_T[k0:k1].any() else allowed(masked_T[k0:k1])
-        if mask is not None:
-            mask = mask[: q1 - q0]
-        cell = (t.transpose(0, 1)[None] for t in (q_THK[q0:q1], k_THK[k0:k1], v_THK[k0:k1]))
+    for q_NHK, k_NHK, v_NHK, masked_N in _cells(q_THK, k_THK, v_THK, queries, keys, masked_T):
+        mask = None if masked_N is None else allowed(masked_N)[: len(q_NHK)]
+        cell = (t.transpose(0, 1)[None] for t in (q_NHK, k_NHK, v_NHK))
         outputs.append(F.scaled_dot_product_attention(*cell, attn_mask=mask)[0].transpose(0, 1))
     return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
@@ -66,7 +75,7 @@ def sdpa(
 def weights(q_NHK: Tensor, k_NHK: Tensor, masked_N: Tensor | None = None) -> Tensor:
     """Attention weights of one cell, (heads, queries, keys); each row sums to one."""
     scores_HNN = torch.einsum("qhk,nhk->hqn", q_NHK, k_NHK) / q_NHK.shape[-1] ** 0.5
-    if masked_N is not None and masked_N.any():
+    if masked_N is not None:
         scores_HNN = scores_HNN.masked_fill(~allowed(masked_N)[: len(q_NHK)], -torch.inf)
     return scores_HNN.float().softmax(-1).to(q_NHK.dtype)
 
@@ -76,9 +85,8 @@ def eager(
 ) -> Tensor:
     """Write the formula out, one cell at a time: the path on which the weights can be seen."""
     outputs = []
-    for (q0, q1), (k0, k1) in zip(queries.pairs(), keys.pairs(), strict=True):
-        w_HNN = weights(q_THK[q0:q1], k_THK[k0:k1], None if masked_T is None else masked_T[k0:k1])
-        outputs.append(torch.einsum("hqn,nhk->qhk", w_HNN, v_THK[k0:k1]))
+    for q_NHK, k_NHK, v_NHK, masked_N in _cells(q_THK, k_THK, v_THK, queries, keys, masked_T):
+        outputs.append(torch.einsum("hqn,nhk->qhk", weights(q_NHK, k_NHK, masked_N), v_NHK))
     return torch.cat(outputs)
 
 

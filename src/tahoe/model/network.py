@@ -127,7 +127,7 @@ class Layer(nn.Module):
 
     def attention_weights(self, x_TD: Tensor, cells: Spans, cell: int, masked_T: Tensor | None = None) -> Tensor:
         """Weights of one cell in this layer, (heads, tokens, tokens)."""
-        start, end = cells.pairs()[cell]
+        start, end = cells.bounds[cell : cell + 2]
         q_ND, k_ND, _ = self.qkv(self._before(x_TD[start:end], self.attention_norm)).chunk(3, dim=-1)
         return weights(self.heads(q_ND), self.heads(k_ND), None if masked_T is None else masked_T[start:end])
 

@@ -1,0 +1,81 @@
+"""Plan, encode, collect: cells through a network, a bounded number of tokens at a time. Knows no AnnData."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from tahoe.errors import ModelError
+from tahoe.settings import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from scipy import sparse
+
+    from tahoe.model import TahoeModel
+
+# Tokens in one forward pass. On a CPU nothing is gained by packing, so each cell goes alone: then its vector does not
+# depend on its neighbours by a single bit, since matrix products of another height may round otherwise.
+TOKEN_BUDGET = {"cuda": 1 << 16, "mps": 1 << 14, "cpu": 1}
+
+
+def plan(bounds: np.ndarray, token_budget: int) -> list[tuple[int, int]]:
+    """Cut cells, in their order, into batches of at most `token_budget` tokens; a longer cell goes alone."""
+    cuts = [0]
+    n_cells = len(bounds) - 1
+    while cuts[-1] < n_cells:
+        start = cuts[-1]
+        fits = int(np.searchsorted(bounds, bounds[start] + token_budget, side="right")) - 1
+        cuts.append(max(fits, start + 1))
+    return list(itertools.pairwise(cuts))
+
+
+def embed_cells(
+    model: TahoeModel,
+    blocks: Iterable[sparse.csr_array],
+    column_tokens: np.ndarray,
+    *,
+    n_cells: int,
+    max_length: int,
+    seed: int = 0,
+    normalize: bool = True,
+    token_budget: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Embed the cells of a stream of row blocks.
+
+    Returns
+    -------
+    The embeddings (cells, d_model) float32, NaN for cells that express no gene of the vocabulary, and how many such genes
+    each cell expresses (int64).
+    """
+    embeddings = np.full((n_cells, model.config.d_model), np.nan, dtype=np.float32)
+    n_genes = np.zeros(n_cells, dtype=np.int64)
+    budget = token_budget or TOKEN_BUDGET[model.device.type]
+    done = 0
+    with tqdm(total=n_cells, unit="cell", desc="embed", disable=not settings.progress) as bar:
+        for block in blocks:
+            tokens = model.tokenize(block, column_tokens, max_length=max_length, seed=seed)
+            here = slice(done, done + len(tokens))
+            n_genes[here] = tokens.n_genes
+            for start, stop in plan(tokens.bounds, budget):
+                vectors = model.embed_cells(tokens.cells(start, stop))
+                embeddings[done + start : done + stop] = vectors.cpu().numpy()
+                bar.update(stop - start)
+            done = here.stop
+    if not np.isfinite(embeddings[n_genes > 0]).all():
+        row = int(np.flatnonzero(~np.isfinite(embeddings).all(axis=1) & (n_genes > 0))[0])
+        dtype = str(model.dtype).removeprefix("torch.")
+        message = f"the network gave NaN or infinite values, first for cell {row} (counted from 0), in {dtype}; try dtype='float32'"
+        raise ModelError(message)
+    embeddings[n_genes == 0] = np.nan
+    return _unit_length(embeddings) if normalize else embeddings, n_genes
+
+
+def _unit_length(vectors: np.ndarray) -> np.ndarray:
+    lengths = torch.linalg.vector_norm(torch.from_numpy(vectors), dim=1, keepdim=True).clamp(min=1e-12)
+    return vectors / lengths.numpy()

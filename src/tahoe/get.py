@@ -1,0 +1,3 @@
+"""Read single results, without changing the AnnData."""
+
+__all__: list[str] = []

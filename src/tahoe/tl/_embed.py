@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tahoe._adata import check_key, check_values, choose_matrix, mapped_genes, provenance, selected_genes, write
+from tahoe._engine import embed_cells
+from tahoe._genes import check_coverage
+from tahoe.errors import InputError, TahoeWarning
+from tahoe.model import load_model
+
+if TYPE_CHECKING:
+    import os
+
+    import torch
+    from anndata import AnnData
+
+    from tahoe.model import TahoeModel
+
+log = logging.getLogger(__name__)
+
+
+def embed(
+    adata: AnnData,
+    model: str | os.PathLike[str] | TahoeModel = "70m",
+    *,
+    layer: str | None = None,
+    use_raw: bool = False,
+    mask_var: str | np.ndarray | None = None,
+    max_length: int = 2048,
+    normalize: bool = True,
+    seed: int = 0,
+    key_added: str = "X_tahoe",
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    attention: str | None = None,
+    token_budget: int | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Embed each cell with Tahoe-x1 :cite:p:`Gandhi2025`.
+
+    The vector of a cell depends on the cell alone: not on the other cells, their order, or the order of the genes. The
+    network reads ranks within a cell, so counts, size-normalised and log-transformed values give the same result (up to
+    rounding); scaled, corrected or imputed values are refused.
+
+    Parameters
+    ----------
+    adata
+        Annotated data matrix, cells × genes, human. In memory (array, CSR, CSC) or backed (CSR).
+    model
+        ``"70m"``, ``"1b"`` or ``"3b"`` (downloaded once), ``"demo"`` (ships with the package, not for science), a folder
+        in the released layout, or what `tahoe.load_model` gave.
+    layer
+        Use ``adata.layers[layer]`` instead of ``adata.X``.
+    use_raw
+        Use ``adata.raw``, with its own genes.
+    mask_var
+        Which genes to use: a boolean array, or the name of a boolean column of ``adata.var``. All by default, and that
+        is what the models were trained for: a selection of highly variable genes takes from them what they know.
+    max_length
+        Most tokens of a cell, one of them the cell's own. A cell that expresses more genes keeps a subset that depends
+        on `seed` and on its own content only.
+    normalize
+        Scale each vector to length 1, as the authors do.
+    seed
+        Of the choice of genes in cells above `max_length`.
+    key_added
+        Where in ``adata.obsm`` the vectors go.
+    device
+        ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``. `None` picks CUDA, then MPS, then the CPU, and logs which.
+    dtype
+        ``"float32"``, ``"bfloat16"`` or ``"float16"``. `None`: see `tahoe.load_model`.
+    attention
+        ``"sdpa"``, ``"varlen"``, ``"eager"`` or ``"flash"``. `None` picks by device.
+    token_budget
+        Most tokens in one pass through the network. `None` packs 65,536 on CUDA and takes one cell at a time on a CPU,
+        where packing gains nothing.
+    copy
+        Return a changed copy instead of changing `adata`.
+
+    Returns
+    -------
+    `None`, or the copy if ``copy=True``. Sets:
+
+    ``adata.obsm[key_added]`` : `numpy.ndarray` (float32, cells × d_model)
+        The embeddings. NaN for a cell that expresses no gene of the vocabulary; a warning says how many there are.
+    ``adata.obs["tahoe_n_genes"]`` : `pandas.Series` (int)
+        How many genes of the vocabulary each cell expresses.
+    ``adata.uns[key_added]`` : `dict`
+        What is needed to repeat this: parameters, model and its hashes, the slot that was read, versions.
+    ``adata.var["tahoe_gene"]``, ``adata.var["tahoe_match"]``, ``adata.uns["tahoe_genes"]``
+        As `tahoe.pp.map_genes` sets them, if that was not called before (not with `use_raw`).
+
+    Raises
+    ------
+    tahoe.errors.InputError
+        If the slot does not exist, or its values are negative, not finite, or imputed. `adata` is then as it was.
+    tahoe.errors.GeneError
+        If too few genes can be found in the model's vocabulary.
+    tahoe.errors.ModelError, tahoe.errors.DeviceError
+        As `tahoe.load_model`.
+
+    Examples
+    --------
+    >>> import tahoe
+    >>> adata = tahoe.datasets.pbmc68k()
+    >>> tahoe.tl.embed(adata, model="demo")
+    >>> adata.obsm["X_tahoe"].shape[0] == adata.n_obs
+    True
+    """
+    check_key(adata, key_added)
+    _check_positive(max_length=(max_length, 2), token_budget=(token_budget, 1))
+    adata = adata.copy() if copy else adata
+    matrix = choose_matrix(adata, layer=layer, use_raw=use_raw)
+    used = selected_genes(matrix, mask_var)
+    check_values(next(matrix.blocks()), matrix)
+    loaded = load_model(model, device=device, dtype=dtype, attention=attention)
+    genes, mapping = mapped_genes(adata, matrix)
+    column_tokens = np.where(used, loaded.vocabulary.tokens_of(genes), -1)
+    check_coverage(genes[used], matrix.totals()[used], loaded.vocabulary.genes, names=matrix.var.index[used])
+    log.info("embedding %d cells of %s with %r", matrix.n_cells, matrix.slot, loaded)
+    vectors, n_genes = embed_cells(
+        loaded,
+        matrix.checked_blocks(),
+        column_tokens,
+        n_cells=matrix.n_cells,
+        max_length=max_length,
+        seed=seed,
+        normalize=normalize,
+        token_budget=token_budget,
+    )
+    _warn_of_empty_cells(n_genes)
+    record = provenance(
+        loaded,
+        matrix,
+        max_length=max_length,
+        normalize=normalize,
+        seed=seed,
+        mask_var=mask_var if mask_var is None or isinstance(mask_var, str) else "an array",
+        token_budget=token_budget,
+        n_genes_in_vocabulary=int((column_tokens >= 0).sum()),
+    )
+    write(adata, obsm={key_added: vectors}, obs={"tahoe_n_genes": n_genes}, uns={key_added: record}, mapping=mapping)
+    return adata if copy else None
+
+
+def _check_positive(**limits: tuple[int | None, int]) -> None:
+    for name, (value, least) in limits.items():
+        if value is not None and value < least:
+            message = f"{name}={value}: it must be at least {least}"
+            raise InputError(message)
+
+
+def _warn_of_empty_cells(n_genes: np.ndarray) -> None:
+    empty = np.flatnonzero(n_genes == 0)
+    if len(empty):
+        message = (
+            f"{len(empty)} of {len(n_genes)} cells express no gene of the model's vocabulary (first: row {empty[0]}); their"
+            " embeddings are NaN. Remove them before sc.pp.neighbors: adata[adata.obs['tahoe_n_genes'] > 0]"
+        )
+        warnings.warn(message, TahoeWarning, stacklevel=3)

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+import tahoe
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    with tahoe.settings.override(progress=False, device="cpu"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """Folder of the reference vectors and their models."""
+    return HERE / "reference"
+
+
+@pytest.fixture
+def tiny(reference):
+    """A network of 2 layers × 64 with random weights, in the released layout."""
+    return tahoe.load_model(reference / "tiny-model", device="cpu")
+
+
+@pytest.fixture
+def tiny_cells(reference) -> anndata.AnnData:
+    """64 cells × 1,600 genes for `tiny`; cell 5 is empty, cell 9 has one gene."""
+    return read_cells(reference / "tiny-input.npz")
+
+
+@pytest.fixture
+def full_cells(tiny_cells) -> anndata.AnnData:
+    """The cells of `tiny_cells` that express a gene of the vocabulary."""
+    return tiny_cells[np.arange(64) != 5].copy()
+
+
+@pytest.fixture(scope="session")
+def heart() -> anndata.AnnData:
+    """40 real cells with about 2,200 genes each, by Ensembl id."""
+    return read_cells(HERE / "data" / "heart.npz")
+
+
+def read_cells(path: Path) -> anndata.AnnData:
+    with np.load(path) as file:
+        counts = file["data"].astype(np.float32), file["indices"].astype(np.int32), file["indptr"]
+        matrix = sparse.csr_matrix(counts, shape=(len(file["indptr"]) - 1, len(file["genes"])))
+        genes = pd.Index(file["genes"].astype(object))
+        extra = {name: file[name] for name in ("drugs", "cell_type") if name in file and len(file[name])}
+    obs = pd.DataFrame(extra, index=[f"cell{i}" for i in range(matrix.shape[0])])
+    return anndata.AnnData(matrix, obs=obs, var=pd.DataFrame(index=genes))

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from tahoe.model import Batch, ModelConfig
+from tahoe.model.attention import ATTENTION, Spans, weights
+from tahoe.model.config import DrugEncoderConfig
+from tahoe.model.network import Network
+from tahoe.model.training import new_network
+
+CPU = torch.device("cpu")
+CONFIG = ModelConfig(
+    32, 2, 4, 60, gene_norm=True, value_norm=True, decoder_layers=1, mvc_scaled=True, expansion_ratio=2
+)
+VARIANTS = {
+    "pre": CONFIG,
+    "post": dataclasses.replace(CONFIG, pre_norm=False),
+    "gated": dataclasses.replace(CONFIG, gated=True, activation="silu"),
+    "drug": dataclasses.replace(CONFIG, drug_encoder=DrugEncoderConfig(5, 16, "gelu")),
+}
+
+
+def random_batch(lengths=(7, 1, 12, 3), masked=False, drugs=False, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    n = sum(lengths)
+    bounds = [0, *np.cumsum(lengths).tolist()]
+    ids = torch.randint(3, 60, (n,), generator=generator)
+    values = torch.randint(1, 51, (n,), generator=generator).float()
+    ids[bounds[:-1]], values[bounds[:-1]] = 1, -2
+    hidden = None
+    if masked:
+        hidden = torch.rand(n, generator=generator) < 0.4
+        hidden[bounds[:-1]] = False
+    chosen = torch.arange(len(lengths)) % 5 if drugs else None
+    return Batch(ids, values, Spans.of(bounds, CPU), hidden, chosen)
+
+
+def one_cell(batch, cell):
+    part = slice(*batch.cells.bounds[cell : cell + 2])
+    masked = None if batch.masked_T is None else batch.masked_T[part]
+    drugs = None if batch.drugs_C is None else batch.drugs_C[cell : cell + 1]
+    ids = batch.ids_T[part]
+    return Batch(ids, batch.values_T[part], Spans.of([0, len(ids)], CPU), masked, drugs)
+
+
+@pytest.fixture(params=VARIANTS)
+def network(request):
+    return new_network(VARIANTS[request.param], seed=1).eval()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@torch.inference_mode()
+def test_a_cell_sees_only_itself(network, attention, masked):
+    lengths = (7, 2, 12, 3)
+    batch = random_batch(lengths, masked, drugs=network.drug is not None)
+    together = network(batch, attention).split(lengths)
+    cells = network.embed_cells(batch, attention)
+    for cell, output in enumerate(together):
+        alone = network(one_cell(batch, cell), attention)
+        torch.testing.assert_close(output, alone, atol=2e-6, rtol=0)
+        torch.testing.assert_close(cells[cell], alone[0], atol=2e-6, rtol=0)
+
+
+@torch.inference_mode()
+def test_masked_values_are_hidden(network):
+    batch = random_batch(masked=True)
+    other = torch.where(batch.masked_T, batch.values_T.flip(0).clamp(min=1), batch.values_T)
+    changed = dataclasses.replace(batch, values_T=other)
+    torch.testing.assert_close(network(batch), network(changed), rtol=0, atol=0)
+
+
+@torch.inference_mode()
+def test_visible_tokens_do_not_see_masked_ones():
+    network = new_network(CONFIG, seed=2).eval()
+    batch = random_batch(masked=True)
+    visible = ~batch.masked_T
+    lengths = [int(part.sum()) for part in visible.split(batch.cells.lengths)]
+    bounds = [0, *np.cumsum(lengths).tolist()]
+    without = Batch(batch.ids_T[visible], batch.values_T[visible], Spans.of(bounds, CPU))
+    torch.testing.assert_close(network(batch)[visible], network(without), atol=2e-6, rtol=0)
+    # a masked token sees the visible ones and itself, not the other masked ones
+    last = int(batch.masked_T.nonzero()[-1])
+    others = batch.masked_T.clone()
+    others[last] = False
+    ids = torch.where(others, batch.ids_T.roll(1), batch.ids_T)
+    changed = network(dataclasses.replace(batch, ids_T=ids))
+    torch.testing.assert_close(changed[last], network(batch)[last], rtol=0, atol=0)
+
+
+@torch.inference_mode()
+def test_full_attention_lets_all_tokens_be_seen():
+    network = new_network(dataclasses.replace(CONFIG, hide_masked=False), seed=2).eval()
+    batch = random_batch(masked=True)
+    ids = torch.where(batch.masked_T, batch.ids_T.roll(1), batch.ids_T)
+    visible = ~batch.masked_T
+    assert (network(batch)[visible] - network(dataclasses.replace(batch, ids_T=ids))[visible]).abs().max() > 1e-4
+
+
+@torch.inference_mode()
+def test_drug_replaces_the_second_token_only_as_input():
+    network = new_network(VARIANTS["drug"], seed=3).eval()
+    batch = random_batch((5, 6), drugs=True)
+    inputs = network.inputs(batch)
+    torch.testing.assert_close(inputs[[1, 6]], network.drug(batch.drugs_C), rtol=0, atol=0)
+    plain = network.inputs(dataclasses.replace(batch, drugs_C=None))
+    kept = [0, 2, 3, 4, 5, 7, 8, 9, 10]
+    torch.testing.assert_close(inputs[kept], plain[kept], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_value_table_is_the_formula(activation):
+    network = new_network(dataclasses.replace(CONFIG, value_activation=activation), seed=4)
+    bins = torch.tensor([-2.0, -1, 0, *range(1, 51)])
+    torch.testing.assert_close(network.value(bins), network.value.encode(bins), rtol=0, atol=1e-6)
+
+
+@torch.inference_mode()
+def test_observed_weights_are_those_that_were_used():
+    network = new_network(CONFIG, seed=5).eval()
+    batch = random_batch(masked=True)
+    seen = []
+    network(batch, "eager", observe=lambda layer, cell, w: seen.append((layer, cell, w)))
+    assert [(layer, cell) for layer, cell, _ in seen] == [(i, c) for i in range(2) for c in range(4)]
+    for _, cell, w in seen:
+        masked = batch.masked_T.split(batch.cells.lengths)[cell]
+        torch.testing.assert_close(w.sum(-1), torch.ones(w.shape[:2]))
+        off_diagonal = ~torch.eye(len(masked), dtype=torch.bool)
+        assert (w[:, off_diagonal & masked[None, :]] == 0).all()
+
+
+@torch.inference_mode()
+def test_attention_functions_agree():
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 30, 4, 8, generator=generator)
+    spans = Spans.of([0, 11, 12, 30], CPU)
+    formula = torch.cat(
+        [torch.einsum("hqn,nhk->qhk", weights(a, b), c) for a, b, c in zip(*(t.split([11, 1, 18]) for t in (q, k, v)))]
+    )
+    for name in ("sdpa", "eager"):
+        torch.testing.assert_close(ATTENTION[name](q, k, v, spans, spans, None), formula, atol=1e-6, rtol=0)
+
+
+@torch.inference_mode()
+def test_bfloat16_is_close_to_float32(tiny, tiny_cells):
+    tokens = tiny.tokenize(tiny_cells.X, tiny.vocabulary.tokens_of(tiny_cells.var_names))
+    exact = tiny.embed_cells(tokens)
+    tiny.network.set_precision(torch.bfloat16)
+    assert tiny.network.norm.weight.dtype == torch.float32
+    rounded = tiny.embed_cells(tokens)
+    assert rounded.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(exact, rounded).min() > 0.999
+
+
+def test_a_network_of_another_configuration_refuses():
+    network = Network(dataclasses.replace(CONFIG, mvc_decoder=False))
+    batch = random_batch()
+    with pytest.raises(ValueError, match="no MVC decoder"):
+        network.decode_mvc(network(batch), batch)
+    with pytest.raises(ValueError, match="no drug encoder"):
+        network(random_batch(drugs=True))

@@ -1,0 +1,131 @@
+"""The network and the tokenizer against what the authors' implementation computed, one cell at a time, in float32."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tahoe.model import load_model
+from tahoe.model.attention import Spans
+from tahoe.model.network import Batch
+from tahoe.model.tokenizer import tokenize
+
+CASES = [("tiny", "golden"), ("drug", "no_drug"), ("drug", "with_drug"), ("drug", "drug_id_0")]
+# Predictions lie on a scale of about 15.
+CLOSE, CLOSE_PREDICTION = 1e-5, 5e-5
+
+
+class Case:
+    """One reference file, our tokens for its cells, and the order in which its tokens become ours."""
+
+    def __init__(self, folder, name, result):
+        self.model = load_model(folder / f"{name}-model", device="cpu")
+        self.truth = np.load(folder / f"{name}-{result}.npz")
+        self.n_special = 2 if result in ("with_drug", "drug_id_0") else 1
+        cells = np.load(folder / f"{name}-input.npz")
+        self.tokens = tokenize(
+            cells["indptr"],
+            cells["indices"],
+            cells["data"],
+            self.model.vocabulary.tokens_of(cells["genes"]),
+            config=self.model.config,
+            vocabulary=self.model.vocabulary,
+            drugs=self.n_special == 2,
+        )
+        self.order = np.concatenate([self.order_of(cell) for cell in range(64)])
+
+    def order_of(self, cell, local=False):
+        start, stop = self.truth["indptr"][cell : cell + 2]
+        genes = np.argsort(self.truth["genes"][start + self.n_special : stop], kind="stable")
+        order = np.concatenate([np.arange(self.n_special), genes + self.n_special])
+        return order if local else order + start
+
+    def batch(self):
+        drugs = torch.tensor(self.truth["drug_ids"]) if self.n_special == 2 else None
+        spans = Spans.of(self.tokens.bounds.tolist(), torch.device("cpu"))
+        return Batch(torch.from_numpy(self.tokens.ids), torch.from_numpy(self.tokens.values), spans, drugs_C=drugs)
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def case(request):
+    return Case(request.config.rootpath / "tests" / "reference", *request.param)
+
+
+def test_tokens(case):
+    np.testing.assert_array_equal(case.tokens.bounds, case.truth["indptr"])
+    np.testing.assert_array_equal(case.tokens.ids, case.truth["genes"][case.order])
+    np.testing.assert_array_equal(case.tokens.values, case.truth["values"][case.order])
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@torch.inference_mode()
+def test_outputs(case, attention):
+    batch, network = case.batch(), case.model.network
+    output = network(batch, attention)
+    cells = output[batch.starts_C].numpy()
+    np.testing.assert_allclose(cells, case.truth["cell_emb_raw"], atol=CLOSE, rtol=0)
+    np.testing.assert_allclose(
+        cells / np.linalg.norm(cells, axis=1, keepdims=True), case.truth["cell_emb"], atol=1e-6, rtol=0
+    )
+    np.testing.assert_allclose(
+        network.decode(output).numpy(), case.truth["expr_preds"][case.order], atol=CLOSE_PREDICTION, rtol=0
+    )
+    np.testing.assert_allclose(
+        network.decode_mvc(output, batch).numpy(), case.truth["mvc_output"][case.order], atol=CLOSE_PREDICTION, rtol=0
+    )
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@torch.inference_mode()
+def test_short_cut_for_cells(case, attention):
+    cells = case.model.network.embed_cells(case.batch(), attention)
+    np.testing.assert_allclose(cells.numpy(), case.truth["cell_emb_raw"], atol=CLOSE, rtol=0)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@torch.inference_mode()
+def test_gene_vectors(case, attention):
+    output = case.model.network(case.batch(), attention).numpy()
+    compared = 0
+    for name in case.truth.files:
+        if name.startswith("gene_emb_"):
+            cell = int(name.removeprefix("gene_emb_"))
+            ours = output[slice(*case.tokens.bounds[cell : cell + 2])]
+            np.testing.assert_allclose(ours, case.truth[name][case.order_of(cell, local=True)], atol=CLOSE, rtol=0)
+            compared += 1
+    assert compared >= 4
+
+
+@torch.inference_mode()
+def test_mean_gene_vectors(case):
+    output = case.model.network(case.batch()).double().numpy()
+    counts = np.bincount(case.tokens.ids, minlength=len(case.truth["mean_gene_count"]))
+    np.testing.assert_array_equal(counts, case.truth["mean_gene_count"])
+    means = np.zeros(case.truth["mean_gene_emb"].shape)
+    np.add.at(means, case.tokens.ids, output)
+    seen = counts > 0
+    means = means[seen] / counts[seen, None]
+    np.testing.assert_allclose(means, case.truth["mean_gene_emb"][seen], atol=CLOSE, rtol=0)
+
+
+@torch.inference_mode()
+def test_attention_weights(case):
+    kept = {}
+    case.model.network(case.batch(), observe=lambda layer, cell, weights: kept.setdefault((layer, cell), weights))
+    for name in case.truth.files:
+        if name.startswith("attn_"):
+            cell = int(name.removeprefix("attn_"))
+            order = case.order_of(cell, local=True)
+            for layer, truth in enumerate(case.truth[name]):
+                ours = kept[layer, cell]
+                np.testing.assert_allclose(ours, truth[:, order][:, :, order], atol=CLOSE, rtol=0)
+                np.testing.assert_allclose(ours.sum(-1), 1, atol=1e-6)
+
+
+def test_drugs_by_name(reference):
+    model = load_model(reference / "drug-model", device="cpu")
+    assert model.drugs == json.loads((reference / "drug-model" / "drug_to_id_pad.json").read_text())
+    assert model.drugs["<pad>"] == 0
