@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tahoe import _genes
+from tahoe._adata import COUNT_LAYERS, choose_matrix
+from tahoe.errors import InputError, TahoeWarning
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+logger = logging.getLogger(__name__)
+
+
+def map_genes(
+    adata: AnnData, *, gene_key: str | None = None, organism: str = "human", copy: bool = False
+) -> AnnData | None:
+    """Find the Ensembl gene that each column stands for.
+
+    Works offline, with the gene table of this package. Ensembl ids are recognised with and without version; symbols may be
+    current, previous or alias symbols, or names that Ensembl has given up; names that R, pandas, scanpy, Excel or a
+    genome prefix have changed are repaired. A name that may mean several genes gets none. Of several columns for one
+    gene, the one with the most certain name keeps it, then the one with most counts. No column is dropped or moved.
+
+    Parameters
+    ----------
+    adata
+        The data. Its values are only summed over the cells, and may be counts or any non-negative transform of them.
+    gene_key
+        Column of ``adata.var`` with the identifiers, or ``"var_names"``; `None` takes the one that resolves most genes.
+    organism
+        ``"human"``, or ``"mouse"`` to replace each mouse gene by its human ortholog, which is an approximation.
+    copy
+        Return a changed copy instead of changing `adata`.
+
+    Returns
+    -------
+    `None`, or the changed copy if ``copy=True``. Sets these fields:
+
+    ``adata.var["tahoe_gene"]``
+        Ensembl id of each column, "" where it has none.
+    ``adata.var["tahoe_match"]``
+        How it was found: ``ensembl``, ``symbol``, ``previous``, ``alias``, ``retired`` or ``ortholog``; or why not:
+        ``ambiguous``, ``duplicate`` or ``unmapped``.
+    ``adata.uns["tahoe_genes"]``
+        The report: genes and shares of the counts by match and in the vocabulary of the released models, and the most
+        expressed genes that were lost.
+
+    Raises
+    ------
+    tahoe.errors.InputError
+        If `gene_key` is not a column, or `organism` is unknown.
+    tahoe.errors.GeneError
+        If not a single gene is found.
+
+    Warns
+    -----
+    tahoe.errors.TahoeWarning
+        If much of the counts is in genes that the released models do not know.
+
+    Examples
+    --------
+    >>> import tahoe
+    >>> adata = tahoe.datasets.pbmc68k()
+    >>> tahoe.pp.map_genes(adata)
+    >>> adata.var["tahoe_match"].value_counts()
+    """
+    adata = adata.copy() if copy else adata
+    totals, slot = _totals(adata)
+    mapping = _genes.map_genes(adata.var, totals, gene_key=gene_key, organism=organism)
+    report = mapping.report
+    if slot:
+        report["counts_from"] = slot
+    if report["hint"]:
+        warnings.warn(report["summary"], TahoeWarning, stacklevel=2)
+    adata.var["tahoe_gene"] = mapping.gene
+    adata.var["tahoe_match"] = mapping.match
+    adata.uns["tahoe_genes"] = report
+    return adata if copy else None
+
+
+def _totals(adata: AnnData) -> tuple[np.ndarray | None, str]:
+    """Sum of each gene and the slot it comes from: X, or a layer with counts where X is scaled or missing."""
+    for layer in (None, *(name for name in COUNT_LAYERS if name in adata.layers)):
+        try:
+            matrix = choose_matrix(adata, layer=layer)
+        except InputError:  # no X, or no cells: names alone can still be mapped
+            continue
+        totals = _genes.usable_totals(matrix.totals())
+        if totals is not None:
+            return totals, matrix.slot
+    return None, ""
