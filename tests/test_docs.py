@@ -1,0 +1,54 @@
+"""The documentation names what exists, and all of it."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+import tahoe
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts and "generated" not in page.parts)
+GROUPS = ("pp", "tl", "pl", "get", "datasets")
+
+pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="the documentation is not part of this copy")
+
+
+def listed(page: str) -> set[str]:
+    """Names in the tables of an API page."""
+    return set(
+        re.findall(r"^   (tahoe\.[\w.]+)$", (DOCS / "api" / f"{page}.md").read_text(encoding="utf-8"), re.MULTILINE)
+    )
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_each_public_function_has_a_page(group):
+    module = getattr(tahoe, group)
+    assert listed(group) == {f"tahoe.{group}.{name}" for name in getattr(module, "__all__", ())}
+
+
+def test_the_model_page_names_what_exists():
+    names = listed("model")
+    assert {"tahoe.load_model", "tahoe.TahoeModel"} <= names
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), attribute), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+def test_python_in_the_pages_parses(page):
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        ast.parse(block)
+
+
+def test_citations_are_in_the_bibliography():
+    known = set(re.findall(r"^@\w+\{(\w+),", (DOCS / "references.bib").read_text(encoding="utf-8"), re.MULTILINE))
+    texts = [*ROOT.joinpath("src").rglob("*.py"), *PAGES]
+    cited = {key for text in texts for key in re.findall(r"cite:[pt]+[:}]*`(\w+)`", text.read_text(encoding="utf-8"))}
+    assert cited <= known
+    assert "Gandhi2025" in cited
