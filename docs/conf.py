@@ -1,6 +1,7 @@
 """Configuration of the documentation; `sphinx-build -W -b html docs docs/_build/html` needs no network."""
 
 import os
+import shutil
 import sys
 from importlib.metadata import metadata
 from pathlib import Path
@@ -9,6 +10,11 @@ from sphinx.application import Sphinx
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "extensions"))
+
+# Sphinx wants the notebooks below its own folder. A link would do, but keeps them out of the sdist.
+shutil.rmtree(HERE / "tutorials", ignore_errors=True)
+if (HERE.parent / "tutorials").is_dir():
+    shutil.copytree(HERE.parent / "tutorials", HERE / "tutorials")
 
 package = metadata("tahoe-anndata")
 project = "tahoe"
