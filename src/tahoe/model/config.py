@@ -169,7 +169,8 @@ class ModelConfig:
             "use_glu": self.gated,
             "cell_emb_style": "cls",
             "attn_config": {
-                "attn_impl": "flash",
+                # What tahoe-x1 turns into unmasked flash attention, as no attention of its own takes the mask.
+                "attn_impl": "triton" if self.hide_masked else "flash",
                 "attn_type": "grouped_query_attention",
                 "use_attn_mask": self.hide_masked,
                 "kv_nheads": self.n_heads,
@@ -224,12 +225,20 @@ class ModelConfig:
                 "num_drugs": self.drug_encoder.n_drugs,
                 "fp_dim": self.drug_encoder.fingerprint_size,
             }
-            collator |= {"use_chem_token": True, "keep_first_n_tokens": 2}
+            collator |= {
+                "use_chem_token": True,
+                "keep_first_n_tokens": 2,
+                # tahoe-x1 deletes this key when it drops the drug encoder, and so needs it to be there.
+                "drug_to_id_path": {
+                    "remote": "s3://tahoe-hackathon-data/MFM/drug_to_id_pad.json",
+                    "local": "drug_to_id_pad.json",
+                },
+            }
         return model, collator
 
 
 def _drug_encoder(section: _Section) -> DrugEncoderConfig:
-    # The released file points to a fingerprint file for the two sizes; the checkpoint reader fills them from the weights.
+    # The released file leaves the sizes to a file of fingerprints; the checkpoint reader takes them from the weights.
     return DrugEncoderConfig(
         n_drugs=section.integer("num_drugs", 0),
         fingerprint_size=section.integer("fp_dim", 0),
