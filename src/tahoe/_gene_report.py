@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Collection
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from tahoe._gene_table import MATCHES, load_table
 from tahoe.errors import GeneError, TahoeWarning
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
 
 # Shares of the counts. Real human matrices keep more than 0.96 whatever their age; the wrong organism or the wrong
 # column keeps less than 0.1.
@@ -25,43 +27,48 @@ PROBE = re.compile(r".+_(?:[asx]_)?at|ILMN_\d+|A_\d+_P\d+|cg\d{8}|AFFX.*")
 
 
 def describe(
-    names: np.ndarray, gene: np.ndarray, tiers: np.ndarray, totals: np.ndarray | None, *, organism: str, gene_key: str
+    names: np.ndarray, gene: np.ndarray, tiers: np.ndarray, totals: np.ndarray | None, **origin: str
 ) -> dict[str, Any]:
-    """Everything about the mapping that goes into ``uns``: plain values only, so that it can be written to disk."""
-    n_genes = len(names)
+    """Everything about the mapping that goes into ``uns``: plain values only, so that it can be written to disk.
+
+    `origin` holds organism, gene_key and annotation: what the names are.
+    """
     known = _isin(gene, _model_genes())
     report: dict[str, Any] = {
-        "organism": organism,
-        "gene_key": gene_key,
-        "n_genes": n_genes,
+        **origin,
+        "n_genes": len(names),
         "n_mapped": int((gene != "").sum()),
         "n_in_vocabulary": int(known.sum()),
-        "genes": {match: int((tiers == code).sum()) for code, match in enumerate(MATCHES)},
+        "genes": {match: int(number) for match, number in _by_match(tiers, np.ones(len(names)))},
+        "genes_in_vocabulary": {match: int(number) for match, number in _by_match(tiers, known)},
     }
     if totals is not None:
-        shares = np.bincount(tiers, weights=totals, minlength=len(MATCHES)) / totals.sum()
-        report["counts"] = {match: float(share) for match, share in zip(MATCHES, shares, strict=True)}
-        report["counts_mapped"] = _share(gene != "", totals)
-        report["counts_in_vocabulary"] = _share(known, totals)
+        # Summed before they are divided: sums of counts are exact, whatever the order of the columns.
+        total = totals.sum()
+        report["counts_mapped"] = float(totals[gene != ""].sum() / total)
+        report["share_in_vocabulary"] = float(totals[known].sum() / total)
+        report["counts"] = {match: float(counts / total) for match, counts in _by_match(tiers, totals)}
+        report["counts_in_vocabulary"] = {
+            match: float(counts / total) for match, counts in _by_match(tiers, totals * known)
+        }
     report["lost"] = _lost(names, ~known, totals)
     report["hint"] = _hint(names, report)
     report["summary"] = _summary(report)
     return report
 
 
+def _by_match(tiers: np.ndarray, weights: np.ndarray) -> Iterable[tuple[str, float]]:
+    sums = np.bincount(tiers, weights=weights, minlength=len(MATCHES))
+    return zip(MATCHES, sums.tolist(), strict=True)
+
+
 @cache
 def _model_genes() -> pd.Index:
-    vocabulary = load_table("human").vocabulary
-    assert vocabulary is not None  # the human table has it
-    return pd.Index([f"ENSG{gene:011d}" for gene in vocabulary.tolist()], dtype=object)
+    return pd.Index([f"ENSG{gene:011d}" for gene in load_table("human").vocabulary.tolist()], dtype=object)
 
 
 def _isin(genes: np.ndarray, known: Collection[str]) -> np.ndarray:
     return pd.Index(genes, dtype=object).isin(known if isinstance(known, pd.Index) else list(known))  # numpy's is slow
-
-
-def _share(chosen: np.ndarray, totals: np.ndarray) -> float:
-    return float(totals[chosen].sum() / totals.sum())
 
 
 def _lost(names: np.ndarray, lost: np.ndarray, totals: np.ndarray | None) -> list[str]:
@@ -77,7 +84,7 @@ def _summary(report: dict[str, Any]) -> str:
     """One line for the log."""
     text = f"{report['n_in_vocabulary']:,} of {report['n_genes']:,} genes"
     if "counts" in report:
-        text += f" with {report['counts_in_vocabulary']:.2%} of the counts"
+        text += f" with {report['share_in_vocabulary']:.2%} of the counts"
     tiers = ", ".join(f"{match} {number:,}" for match, number in report["genes"].items() if number)
     text += f" are in the vocabulary of the released models, by {report['gene_key']} ({tiers})"
     if report["lost"]:
@@ -87,7 +94,7 @@ def _summary(report: dict[str, Any]) -> str:
 
 def _hint(names: np.ndarray, report: dict[str, Any]) -> str:
     """What a low share most likely comes from, "" where the share is not low."""
-    share = report.get("counts_in_vocabulary", report["n_in_vocabulary"] / max(report["n_genes"], 1))
+    share = report.get("share_in_vocabulary", report["n_in_vocabulary"] / max(report["n_genes"], 1))
     if share >= WARN_BELOW:
         return ""
     return _looks_like(names, report["organism"])
@@ -108,7 +115,7 @@ def _looks_like(names: np.ndarray, organism: str) -> str:
     }
     share = {kind: sum(map(test, sample)) / len(sample) for kind, test in kinds.items()}
     if share["number"] > 0.5:
-        return "The names are numbers, perhaps of rows; pass gene_key= to name the column of adata.var with symbols or ids."
+        return "The names are numbers, perhaps of rows; pass gene_key= to name the column with symbols or ids."
     if share["probe"] > 0.3:
         return "The names look like probes of an array; map them to genes first, with the array's own annotation."
     if organism == "human" and share["mouse"] > 0.5:
@@ -154,8 +161,8 @@ def check_coverage(
 
     Returns
     -------
-    ``n_genes_in_vocabulary``, ``counts_in_vocabulary`` (only with `totals`), and ``lost``, the most expressed genes that
-    the model does not know: to be added to the report in ``uns``.
+    ``n_in_vocabulary``, ``share_in_vocabulary`` (of the counts; only with `totals`), and ``lost``, the most expressed
+    genes that the model does not know: to be added to the report in ``uns``.
 
     Raises
     ------
@@ -170,15 +177,21 @@ def check_coverage(
     gene, names = np.asarray(mapping_gene, dtype=object), np.asarray(names, dtype=object)
     known = _isin(gene, vocabulary_genes)
     usable = usable_totals(totals)
-    found: dict[str, Any] = {"n_genes_in_vocabulary": int(known.sum())}
+    found: dict[str, Any] = {"n_in_vocabulary": int(known.sum())}
     if usable is not None:
-        found["counts_in_vocabulary"] = _share(known, usable)
+        found["share_in_vocabulary"] = float(usable[known].sum() / usable.sum())
     found["lost"] = _lost(names, ~known, usable)
-    share = found.get("counts_in_vocabulary", known.mean())
+    share = found.get("share_in_vocabulary", known.mean())
     what = "genes" if usable is None else "counts"
+    recognised = (gene != "").mean() > REFUSE_BELOW  # what is left is the model's doing
+    hint = (
+        "The genes were recognised, but the model was not made with them."
+        if recognised
+        else _looks_like(names, "human")
+    )
     message = (
-        f"the model knows {found['n_genes_in_vocabulary']} of {len(gene)} genes, which hold {share:.1%} of the {what};"
-        f" it does not know {', '.join(found['lost'][:10]) or 'the others'}. {_looks_like(names, 'human')}"
+        f"the model knows {found['n_in_vocabulary']} of {len(gene)} genes, which hold {share:.1%} of the {what};"
+        f" it does not know {', '.join(found['lost'][:10]) or 'the others'}. {hint}"
     )
     if not known.any() or (usable is not None and share < refuse_below):
         raise GeneError(message)

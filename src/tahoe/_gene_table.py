@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.resources import files
 
 import numpy as np
 import pandas as pd
 
-# How a column was matched. The position in this tuple is the code in the table and in all arrays of tiers, and the first
-# five run from the most to the least certain.
+# How a column was matched. The position in this tuple is the code in the table and in all arrays of tiers, and the
+# first five run from the most to the least certain.
 MATCHES = ("ensembl", "symbol", "previous", "alias", "retired", "ortholog", "ambiguous", "duplicate", "unmapped")
 ENSEMBL, SYMBOL, PREVIOUS, ALIAS, RETIRED, ORTHOLOG, AMBIGUOUS, DUPLICATE, UNMAPPED = range(len(MATCHES))
 
@@ -30,27 +31,31 @@ class GeneTable:
     """Positions of the names that meant different genes in different annotations."""
     contested_genes: np.ndarray | None = None
     """For each of them its gene in each of the older annotations, 0 where that has none or several."""
-    vocabulary: np.ndarray | None = None
+    vocabulary: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     """The genes that the released models know."""
+
+    annotations: tuple[str, ...] = ()
+    """What the older annotations are called."""
 
     def find(self, names: np.ndarray) -> np.ndarray:
         """Position of each name, -1 where the table does not have it."""
         return self.names.get_indexer(pd.Index(names, dtype=object))
 
     def find_ignoring_case(self, names: np.ndarray) -> np.ndarray:
-        """Position of the most certain name that differs by case at most; -2 if two equally certain ones mean two genes."""
-        wanted = pd.Index(np.unique([name.upper() for name in names]), dtype=object)
-        slots = wanted.get_indexer(self._upper)
-        rows = np.flatnonzero(slots >= 0)
-        table = pd.DataFrame({"slot": slots[rows], "row": rows, "tier": self.tiers[rows], "gene": self.genes[rows]})
-        table = table[table["tier"] == table.groupby("slot")["tier"].transform("min")]
-        groups = table.groupby("slot")
-        row = groups["row"].first().where(groups["gene"].nunique() == 1, -2)
-        return row.reindex(wanted.get_indexer([name.upper() for name in names]), fill_value=-1).to_numpy()
+        """Position of the most certain name that differs in case only; -2 if equally certain ones mean two genes."""
+        upper, rows = self._upper
+        slots = upper.get_indexer(pd.Index([name.upper() for name in names], dtype=object))
+        return np.where(slots >= 0, rows[slots], -1)
 
     @cached_property
-    def _upper(self) -> pd.Index:
-        return pd.Index([name.upper() for name in self.names], dtype=object)
+    def _upper(self) -> tuple[pd.Index, np.ndarray]:
+        """Each name in capitals, and its position as `find_ignoring_case` gives it."""
+        codes, upper = pd.factorize(np.array([name.upper() for name in self.names], dtype=object))
+        order = np.lexsort((self.tiers, codes))
+        best = order[np.flatnonzero(np.r_[True, np.diff(codes[order]) > 0])]
+        rivals = (self.tiers == self.tiers[best][codes]) & (self.genes != self.genes[best][codes])
+        best[codes[rivals]] = -2
+        return pd.Index(upper), best
 
     def annotation(self, rows: np.ndarray) -> int | None:
         """Which of the older annotations knows most of the names at these positions, the newest of several."""
@@ -82,4 +87,5 @@ def load_table(organism: str) -> GeneTable:
     ):
         names = pd.Index(arrays["names"].tobytes().decode().split("\n"), dtype=object)
         others = {key: arrays[key] for key in arrays.files if key not in ("names", "metadata")}
-    return GeneTable(names, **others)
+        metadata = json.loads(arrays["metadata"].tobytes())
+    return GeneTable(names, **others, annotations=tuple(metadata["annotations"]))

@@ -62,8 +62,10 @@ def map_genes(
     if not (resolved.genes[tiers < AMBIGUOUS] > 0).any():
         refuse_unknown(names, organism, key)
     gene = _as_ids(np.where(tiers < AMBIGUOUS, resolved.genes, 0))
-    match = pd.Categorical.from_codes(tiers.astype(np.int8), categories=list(MATCHES))
-    report = describe(names, gene, tiers, usable, organism=organism, gene_key=key)
+    match = pd.Categorical(np.array(MATCHES, dtype=object)[tiers], categories=list(MATCHES))
+    annotations = load_table(organism).annotations
+    annotation = annotations[resolved.annotation] if resolved.annotation is not None else ""
+    report = describe(names, gene, tiers, usable, organism=organism, gene_key=key, annotation=annotation)
     logger.info("%s", report["summary"])
     return GeneMapping(gene, match, report)
 
@@ -94,15 +96,16 @@ def _choose_names(var: pd.DataFrame, gene_key: str | None, organism: str) -> tup
         options = {"var_names": pd.Series(var.index)}
         if gene_key is None:
             options |= {str(key): column for key, column in var.items() if _may_name_genes(str(key), column)}
-    best: tuple[int, str, np.ndarray, Resolved] | None = None
-    for key, column in options.items():
-        names = _as_strings(column)
-        resolved = resolve_names(names, organism)
-        n_genes = _genes_of_models(resolved.genes)
-        if best is None or n_genes > best[0]:
-            best = (n_genes, key, names, resolved)
-    assert best is not None  # the index is always an option
-    return best[1:]
+    names = {key: _as_strings(column) for key, column in options.items()}
+    key = next(iter(names))
+    if len(names) > 1:
+        # Exact names usually tell; only where they find little is each column worth the repairs.
+        for repair in (False, True):
+            found = {key: _genes_of_models(resolve_names(names[key], organism, repair=repair)) for key in names}
+            key = max(found, key=found.__getitem__)  # the first of several: var_names
+            if found[key] > len(var) / 2:
+                break
+    return key, names[key], resolve_names(names[key], organism)
 
 
 def _may_name_genes(key: str, column: pd.Series) -> bool:
@@ -121,9 +124,9 @@ def _as_strings(values: Any) -> np.ndarray:
     return np.array([name if isinstance(name, str) else "" if pd.isna(name) else str(name) for name in array], object)
 
 
-def _genes_of_models(genes: np.ndarray) -> int:
+def _genes_of_models(resolved: Resolved) -> int:
     """How many genes, each counted once, the released models know."""
-    return int(np.isin(load_table("human").vocabulary, genes).sum())
+    return int(np.isin(load_table("human").vocabulary, resolved.genes).sum())
 
 
 def _settle_duplicates(resolved: Resolved, names: np.ndarray, weights: np.ndarray) -> np.ndarray:

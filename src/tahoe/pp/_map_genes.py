@@ -1,19 +1,15 @@
 from __future__ import annotations
 
-import logging
 import warnings
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from tahoe import _genes
 from tahoe._adata import COUNT_LAYERS, choose_matrix
 from tahoe.errors import InputError, TahoeWarning
 
 if TYPE_CHECKING:
+    import numpy as np
     from anndata import AnnData
-
-logger = logging.getLogger(__name__)
 
 
 def map_genes(
@@ -21,10 +17,10 @@ def map_genes(
 ) -> AnnData | None:
     """Find the Ensembl gene that each column stands for.
 
-    Works offline, with the gene table of this package. Ensembl ids are recognised with and without version; symbols may be
-    current, previous or alias symbols, or names that Ensembl has given up; names that R, pandas, scanpy, Excel or a
-    genome prefix have changed are repaired. A name that may mean several genes gets none. Of several columns for one
-    gene, the one with the most certain name keeps it, then the one with most counts. No column is dropped or moved.
+    Works offline, with the gene table of this package. Ensembl ids are recognised with and without version; symbols
+    may be current, previous or alias symbols, or names that Ensembl has given up; names that R, pandas, scanpy, Excel
+    or a genome prefix have changed are repaired. A name that may mean several genes gets none. Of several columns for
+    one gene, the one with the most certain name keeps it, then the one with most counts. No column is dropped or moved.
 
     Parameters
     ----------

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+import tahoe
+from tahoe.errors import InputError, TahoeWarning
+
+NAMES = ["CD3E", "SEPT7", "HLA.A", "ENSG00000141510.18", "TP53", "Y_RNA", "GFP"]
+GENES = ["ENSG00000198851", "ENSG00000122545", "ENSG00000206503", "ENSG00000141510", "", "", ""]
+MATCHES = ["symbol", "previous", "symbol", "ensembl", "duplicate", "ambiguous", "unmapped"]
+
+
+@pytest.fixture
+def adata() -> anndata.AnnData:
+    counts = np.array([[50, 30, 10, 5, 3, 1, 1], [50, 30, 10, 5, 3, 1, 1]], dtype=np.float32)
+    return anndata.AnnData(sparse.csr_matrix(counts), var=pd.DataFrame(index=NAMES))
+
+
+def test_writes_its_three_slots_and_nothing_else(adata):
+    before = adata.copy()
+    assert tahoe.pp.map_genes(adata) is None
+    assert adata.var["tahoe_gene"].tolist() == GENES
+    assert adata.var["tahoe_match"].tolist() == MATCHES
+    assert adata.uns["tahoe_genes"]["share_in_vocabulary"] == pytest.approx(0.95)
+    assert adata.uns["tahoe_genes"]["lost"] == ["TP53", "GFP", "Y_RNA"]
+    assert adata.uns["tahoe_genes"]["counts_from"] == "X"
+    assert list(adata.var) == ["tahoe_gene", "tahoe_match"]
+    assert list(adata.uns) == ["tahoe_genes"]
+    assert adata.var_names.equals(before.var_names)
+    assert (adata.X != before.X).nnz == 0
+
+
+def test_copy_leaves_the_original_alone(adata):
+    changed = tahoe.pp.map_genes(adata, copy=True)
+    assert "tahoe_gene" in changed.var
+    assert "tahoe_gene" not in adata.var
+    assert "tahoe_genes" not in adata.uns
+
+
+def test_twice_is_once(adata):
+    tahoe.pp.map_genes(adata)
+    once = adata.copy()
+    tahoe.pp.map_genes(adata)
+    pd.testing.assert_frame_equal(adata.var, once.var)
+    assert adata.uns["tahoe_genes"] == once.uns["tahoe_genes"]
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")
+@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
+def test_the_report_survives_the_disk(adata, kind, tmp_path):
+    tahoe.pp.map_genes(adata)
+    path = tmp_path / f"cells.{kind}"
+    with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=False):
+        getattr(adata, f"write_{kind}")(path)
+    back = getattr(anndata, f"read_{kind}")(path)
+    assert back.var["tahoe_gene"].tolist() == GENES
+    assert back.var["tahoe_match"].tolist() == MATCHES
+    report, expected = back.uns["tahoe_genes"], adata.uns["tahoe_genes"]
+    assert report.keys() == expected.keys()
+    for key, value in expected.items():
+        assert list(report[key]) == value if isinstance(value, list) else report[key] == value
+    tahoe.pp.map_genes(back)
+    assert back.uns["tahoe_genes"] == expected
+
+
+def test_backed_data_is_mapped_where_it_lies(adata, tmp_path):
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    tahoe.pp.map_genes(backed)
+    assert backed.isbacked
+    assert backed.uns["tahoe_genes"]["share_in_vocabulary"] == pytest.approx(0.95)
+
+
+def test_scaled_values_give_way_to_a_layer_with_counts(adata):
+    adata.layers["counts"] = adata.X.copy()
+    adata.X = adata.X.toarray() - 20
+    tahoe.pp.map_genes(adata)
+    assert adata.uns["tahoe_genes"]["counts_from"] == "layers['counts']"
+    assert adata.uns["tahoe_genes"]["share_in_vocabulary"] == pytest.approx(0.95)
+
+
+@pytest.mark.filterwarnings("ignore::tahoe.errors.TahoeWarning")  # 4 of 7 genes is little
+def test_names_alone_are_enough(adata):
+    scaled = adata.copy()
+    scaled.X = scaled.X.toarray() - 20
+    for without in (scaled, anndata.AnnData(var=adata.var), adata[:0].copy()):
+        tahoe.pp.map_genes(without)
+        assert without.var["tahoe_gene"].tolist() == GENES
+        assert "counts" not in without.uns["tahoe_genes"]
+        assert "counts_from" not in without.uns["tahoe_genes"]
+
+
+def test_mouse_data_is_recognised():
+    mouse = anndata.AnnData(np.ones((1, 4), dtype=np.float32), var=pd.DataFrame(index=["Actb", "Cd3e", "Gapdh", "C3"]))
+    with pytest.warns(TahoeWarning, match='organism="mouse"'):
+        tahoe.pp.map_genes(mouse)
+    tahoe.pp.map_genes(mouse, organism="mouse")
+    assert mouse.var["tahoe_match"].tolist() == ["ortholog"] * 4
+
+
+def test_an_error_leaves_the_data_as_it_was(adata):
+    with pytest.raises(InputError):
+        tahoe.pp.map_genes(adata, gene_key="symbol")
+    assert adata.var.empty
+    assert not adata.uns
