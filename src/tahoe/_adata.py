@@ -42,8 +42,9 @@ class Matrix:
     def n_cells(self) -> int:
         return self.values.shape[0]
 
-    def blocks(self, size: int = BLOCK_CELLS) -> Iterator[sparse.csr_array]:
+    def blocks(self, size: int | None = None) -> Iterator[sparse.csr_array]:
         """Walk the rows in order, a few at a time, as canonical CSR: sorted, without duplicates or stored zeros."""
+        size = size or BLOCK_CELLS
         for start in range(0, self.n_cells, size):
             yield _canonical_csr(self._by_rows[start : start + size])
 
@@ -102,8 +103,8 @@ def choose_matrix(adata: AnnData, *, layer: str | None = None, use_raw: bool = F
 def check_values(block: sparse.csr_array, matrix: Matrix) -> None:
     """Refuse values whose order within a cell no longer says how much of each gene was measured.
 
-    Counts, size-normalised and log-transformed values pass: Tahoe-x1 reads ranks. Negative, missing and infinite values,
-    and real numbers without a single zero (imputed or smoothed data), do not.
+    Counts, size-normalised and log-transformed values pass: Tahoe-x1 reads ranks. Negative, missing and infinite
+    values, and real numbers without a single zero (imputed or smoothed data), do not.
     """
     values = block.data
     if not np.isfinite(values).all():
@@ -134,7 +135,11 @@ def selected_genes(matrix: Matrix, mask_var: str | np.ndarray | None) -> np.ndar
     else:
         name, mask = "mask_var", np.asarray(mask_var)
     if mask.dtype != bool or mask.shape != (n_genes,) or not mask.any():
-        seen = f"{mask.dtype} of shape {mask.shape}" if mask.dtype != bool or mask.ndim != 1 else f"{mask.sum()} of {len(mask)}"
+        seen = (
+            f"{mask.dtype} of shape {mask.shape}"
+            if mask.dtype != bool or mask.ndim != 1
+            else f"{mask.sum()} of {len(mask)}"
+        )
         message = f"{name} is {seen}; it must be {n_genes} booleans, one for each gene, not all of them False"
         raise InputError(message)
     return mask
@@ -154,10 +159,10 @@ def check_key(adata: AnnData, key: str) -> None:
 
 def mapped_genes(adata: AnnData, matrix: Matrix) -> tuple[np.ndarray, GeneMapping | None]:
     """Ensembl id of each column, and the mapping if it had to be made, to be written with the results."""
-    if matrix.var is adata.var and "tahoe_gene" in matrix.var:
+    if "tahoe_gene" in matrix.var:
         return matrix.var["tahoe_gene"].astype(str).to_numpy(dtype=object), None
     mapping = map_genes(matrix.var, matrix.totals())
-    return mapping.gene, mapping if matrix.var is adata.var else None
+    return mapping.gene, None if matrix.slot == "raw.X" else mapping
 
 
 def write(
@@ -207,7 +212,9 @@ def _is_imputed(block: sparse.csr_array) -> bool:
 def _canonical_csr(rows: Any) -> sparse.csr_array:
     """Any slice of rows as CSR, without touching the user's arrays."""
     if not sparse.issparse(rows):
-        return sparse.csr_array(np.atleast_2d(np.asarray(rows)))
+        dense = np.asarray(rows)
+        # scipy has no sparse half precision
+        return sparse.csr_array(dense.astype(np.float32) if dense.dtype == np.float16 else dense)
     block = sparse.csr_array(rows)
     if not block.has_canonical_format:
         block = block.copy()

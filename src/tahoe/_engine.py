@@ -50,8 +50,8 @@ def embed_cells(
 
     Returns
     -------
-    The embeddings (cells, d_model) float32, NaN for cells that express no gene of the vocabulary, and how many such genes
-    each cell expresses (int64).
+    The embeddings (cells, d_model) float32, NaN for cells that express no gene of the vocabulary, and how many such
+    genes each cell expresses (int64).
     """
     embeddings = np.full((n_cells, model.config.d_model), np.nan, dtype=np.float32)
     n_genes = np.zeros(n_cells, dtype=np.int64)
@@ -70,7 +70,10 @@ def embed_cells(
     if not np.isfinite(embeddings[n_genes > 0]).all():
         row = int(np.flatnonzero(~np.isfinite(embeddings).all(axis=1) & (n_genes > 0))[0])
         dtype = str(model.dtype).removeprefix("torch.")
-        message = f"the network gave NaN or infinite values, first for cell {row} (counted from 0), in {dtype}; try dtype='float32'"
+        message = (
+            f"the network gave NaN or infinite values, first for cell {row} (counted from 0), in {dtype};"
+            " try dtype='float32', and if that fails too the checkpoint is damaged"
+        )
         raise ModelError(message)
     embeddings[n_genes == 0] = np.nan
     return _unit_length(embeddings) if normalize else embeddings, n_genes

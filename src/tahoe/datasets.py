@@ -13,9 +13,9 @@ __all__ = ["pbmc68k"]
 def pbmc68k() -> AnnData:
     """700 blood cells with their counts :cite:p:`Zheng2017`.
 
-    scanpy ships these cells as `scanpy.datasets.pbmc68k_reduced`, scaled in ``X`` and log-normalised in ``raw``, for 765
-    highly variable genes. The counts come back exactly from ``raw`` and the cells' totals: undoing the logarithm and the
-    normalisation gives whole numbers but for rounding.
+    scanpy ships these cells as `scanpy.datasets.pbmc68k_reduced`, scaled in ``X`` and log-normalised in ``raw``, for
+    765 highly variable genes. The counts come back exactly from ``raw`` and the cells' totals: undoing the logarithm
+    and the normalisation gives whole numbers but for rounding.
 
     Returns
     -------

@@ -23,8 +23,6 @@ class Settings:
     Each field is read once, at import, from the environment variable ``TAHOE_<FIELD>``.
     """
 
-    model: str = "70m"
-    """The model that `tahoe.tl.embed` and the others use unless told otherwise."""
     device: str | None = None
     """Where the network runs; `None` picks CUDA, then MPS, then the CPU."""
     dtype: str | None = None
@@ -43,7 +41,7 @@ class Settings:
     @contextmanager
     def override(self, **values: Any) -> Iterator[None]:
         """Change some fields inside a ``with`` block."""
-        before = {name: getattr(self, name, None) for name in values}
+        before = {field.name: getattr(self, field.name) for field in fields(self)}
         try:
             for name, value in values.items():
                 setattr(self, name, value)

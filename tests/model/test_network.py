@@ -138,9 +138,8 @@ def test_attention_functions_agree():
     generator = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(3, 30, 4, 8, generator=generator)
     spans = Spans.of([0, 11, 12, 30], CPU)
-    formula = torch.cat(
-        [torch.einsum("hqn,nhk->qhk", weights(a, b), c) for a, b, c in zip(*(t.split([11, 1, 18]) for t in (q, k, v)))]
-    )
+    cells = zip(*(t.split([11, 1, 18]) for t in (q, k, v)), strict=True)
+    formula = torch.cat([torch.einsum("hqn,nhk->qhk", weights(a, b), c) for a, b, c in cells])
     for name in ("sdpa", "eager"):
         torch.testing.assert_close(ATTENTION[name](q, k, v, spans, spans, None), formula, atol=1e-6, rtol=0)
 

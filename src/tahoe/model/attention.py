@@ -30,6 +30,7 @@ class Spans:
 
     @classmethod
     def of(cls, bounds: list[int], device: torch.device) -> Spans:
+        """Put boundaries on a device."""
         return cls(bounds, torch.tensor(bounds, dtype=torch.int32, device=device))
 
     @property
@@ -67,8 +68,8 @@ def sdpa(
     outputs = []
     for q_NHK, k_NHK, v_NHK, masked_N in _cells(q_THK, k_THK, v_THK, queries, keys, masked_T):
         mask = None if masked_N is None else allowed(masked_N)[: len(q_NHK)]
-        cell = (t.transpose(0, 1)[None] for t in (q_NHK, k_NHK, v_NHK))
-        outputs.append(F.scaled_dot_product_attention(*cell, attn_mask=mask)[0].transpose(0, 1))
+        q, k, v = (t.transpose(0, 1)[None] for t in (q_NHK, k_NHK, v_NHK))
+        outputs.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask)[0].transpose(0, 1))
     return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
 
@@ -98,9 +99,7 @@ def varlen(
         return sdpa(q_THK, k_THK, v_THK, queries, keys, masked_T)
     from torch.nn.attention.varlen import varlen_attn
 
-    return varlen_attn(
-        q_THK, k_THK, v_THK, queries.device_bounds, keys.device_bounds, queries.longest, keys.longest
-    )  # type: ignore[return-value]
+    return varlen_attn(q_THK, k_THK, v_THK, queries.device_bounds, keys.device_bounds, queries.longest, keys.longest)  # type: ignore[return-value]
 
 
 def flash(

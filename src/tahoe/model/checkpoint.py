@@ -181,7 +181,10 @@ def _check_keys(network: Network, state: dict[str, Tensor], folder: Path) -> Non
     wanted = network.state_dict()
     problems = [
         *(f"{PREFIX}{released_name(key)} is missing" for key in wanted.keys() - state.keys()),
-        *(f"{key if key.startswith(PREFIX) else PREFIX + released_name(key)} is unexpected" for key in state.keys() - wanted.keys()),
+        *(
+            f"{key if key.startswith(PREFIX) else PREFIX + released_name(key)} is unexpected"
+            for key in state.keys() - wanted.keys()
+        ),
         *(
             f"{PREFIX}{released_name(key)} has shape {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}"
             for key in wanted.keys() & state.keys()

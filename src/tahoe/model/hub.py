@@ -42,7 +42,9 @@ def check_name(name: str) -> None:
     known = [*RELEASES, DEMO]
     if name in known:
         return
-    near = difflib.get_close_matches(name.lower().removeprefix("tahoe-x1-").removeprefix("tahoe-"), known, n=1, cutoff=0.3)
+    near = difflib.get_close_matches(
+        name.lower().removeprefix("tahoe-x1-").removeprefix("tahoe-"), known, n=1, cutoff=0.3
+    )
     hint = f"did you mean {near[0]!r}? " if near else ""
     message = (
         f"model={name!r} is neither a registered name nor a folder; {hint}"

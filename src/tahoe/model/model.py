@@ -132,16 +132,16 @@ def load_model(
     Parameters
     ----------
     model
-        A registered name (``"70m"``, ``"1b"``, ``"3b"``: downloaded once and cached; ``"demo"``: ships with the package,
-        not for science), a folder in the released layout, or a loaded model, which comes back as it is.
+        A registered name (``"70m"``, ``"1b"``, ``"3b"``: downloaded once and cached; ``"demo"``: ships with the
+        package, not for science), a folder in the released layout, or a loaded model, which comes back as it is.
     revision
         Another commit or branch of the Hub repository than the pinned one.
     device
         ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``. `None` picks CUDA, then MPS, then the CPU.
     dtype
         Precision of the linear layers: ``"float32"``, ``"bfloat16"`` or ``"float16"``. Residual stream, norms and
-        softmax stay float32. `None` is bfloat16 on a CUDA device that computes it natively if the checkpoint was trained
-        so, else float32.
+        softmax stay float32. `None` is bfloat16 on a CUDA device that computes it natively if the checkpoint was
+        trained so, else float32.
     attention
         ``"varlen"`` (CUDA, 16-bit: all cells in one kernel), ``"sdpa"`` (anywhere, one cell at a time), ``"eager"``
         (the formula written out), ``"flash"`` (the flash-attn package, if installed). `None` picks by device.
@@ -205,7 +205,7 @@ def _choose_dtype(dtype: str | torch.dtype | None, device: torch.device, precisi
         native = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
         return torch.bfloat16 if native and "bf16" in precision else torch.float32
     chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if chosen not in DTYPES.values():
+    if chosen is None or chosen not in DTYPES.values():
         message = f"dtype={dtype!r} is not supported; use one of {', '.join(DTYPES)}"
         raise DeviceError(message)
     return chosen
@@ -241,6 +241,8 @@ def _moved(
     }
     for argument, (asked, present) in wanted.items():
         if asked is not None and asked != present:
-            message = f"{argument}={str(asked)!r}, but the model was loaded with {argument} {str(present)!r}; load it again"
+            message = (
+                f"{argument}={str(asked)!r}, but the model was loaded with {argument} {str(present)!r}; load it again"
+            )
             raise DeviceError(message)
     return model

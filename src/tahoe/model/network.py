@@ -1,7 +1,8 @@
 """The whole Tahoe-x1 network.
 
 Tokens of all cells of a batch lie end to end, without padding, so that nothing of one cell can reach another.
-Shapes are written as suffixes: T tokens of the batch, C cells, D model width, H heads, K head size, L values of a table.
+Shapes are written as suffixes: T tokens of the batch, N tokens of one cell, C cells, D model width, H heads,
+K head size, L values of a table.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class ValueEncoder(nn.Module):
         self.binned = config.binning
 
     def forward(self, values_T: Tensor) -> Tensor:
+        """Vector of each value: (T, D) float32."""
         if not self.binned:
             return self.encode(values_T)
         # Bins are few and whole, so each is encoded once and looked up.
@@ -67,6 +69,7 @@ class ValueEncoder(nn.Module):
         return F.embedding((values_T - self.lowest).long(), table_LD)
 
     def encode(self, values_L: Tensor) -> Tensor:
+        """The formula itself, value by value."""
         dtype = self.hidden.weight.dtype
         hidden_LD = self.activation(self.hidden(values_L.clamp(max=self.max_value)[:, None].to(dtype)))
         return self.norm(self.out(hidden_LD).float())
@@ -84,12 +87,13 @@ class DrugEncoder(nn.Module):
         self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, drugs_C: Tensor) -> Tensor:
+        """Vector of each drug: (C, D) float32."""
         hidden_CD = self.activation(self.hidden(self.fingerprints(drugs_C)))
         return self.norm(self.out(hidden_CD).float())
 
 
 class Layer(nn.Module):
-    """Attention, then a feed-forward block, each with its norm before it (or after it) and a residual path around it."""
+    """Attention, then a feed-forward block, each with its norm before (or after) it and a residual path around it."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -131,7 +135,9 @@ class Layer(nn.Module):
         q_ND, k_ND, _ = self.qkv(self._before(x_TD[start:end], self.attention_norm)).chunk(3, dim=-1)
         return weights(self.heads(q_ND), self.heads(k_ND), None if masked_T is None else masked_T[start:end])
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, queries: Spans, keys: Spans, attend: Attention, masked_T: Tensor | None) -> Tensor:  # noqa: E501
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, queries: Spans, keys: Spans, attend: Attention, masked_T: Tensor | None
+    ) -> Tensor:
         return attend(self.heads(q), self.heads(k), self.heads(v), queries, keys, masked_T).flatten(-2)
 
     def _before(self, x_TD: Tensor, norm: nn.LayerNorm) -> Tensor:
@@ -159,6 +165,7 @@ class ExpressionDecoder(nn.Module):
         self.activation = ACTIVATIONS[config.decoder_activation]
 
     def forward(self, x_TD: Tensor) -> Tensor:
+        """Prediction at each token: (T,) float32."""
         x_TD = x_TD.to(self.out.weight.dtype)
         for linear in self.hidden:
             x_TD = self.activation(linear(x_TD))
@@ -176,6 +183,7 @@ class MVCDecoder(nn.Module):
         self.scale = config.d_model**-0.5 if config.mvc_scaled else 1.0
 
     def forward(self, cell_CD: Tensor, gene_TD: Tensor, lengths_C: Tensor) -> Tensor:
+        """Prediction at each token, where cell i has the next ``lengths_C[i]`` tokens: (T,) float32."""
         queries_TD = self.weight(self.activation(self.query(gene_TD.to(self.query.weight.dtype)))).float()
         return (queries_TD * cell_CD.float().repeat_interleave(lengths_C, dim=0)).sum(-1) * self.scale
 
@@ -204,7 +212,8 @@ class Network(nn.Module):
         for number, layer in enumerate(self.layers):
             if observe is not None:
                 for cell in range(len(batch.cells.bounds) - 1):
-                    observe(number, cell, layer.attention_weights(x_TD, batch.cells, cell, masked_T))
+                    weights_HNN = layer.attention_weights(x_TD, batch.cells, cell, masked_T)  # type: ignore[operator]
+                    observe(number, cell, weights_HNN)
             x_TD = layer(x_TD, batch.cells, ATTENTION[attention], masked_T)
         return self.norm(x_TD)
 
@@ -215,9 +224,10 @@ class Network(nn.Module):
         """
         masked_T = self._hidden_keys(batch)
         x_TD = self.inputs(batch)
-        for layer in self.layers[:-1]:
+        *layers, last = self.layers
+        for layer in layers:
             x_TD = layer(x_TD, batch.cells, ATTENTION[attention], masked_T)
-        return self.norm(self.layers[-1].first_tokens(x_TD, batch, ATTENTION[attention], masked_T))
+        return self.norm(last.first_tokens(x_TD, batch, ATTENTION[attention], masked_T))  # type: ignore[operator]
 
     def inputs(self, batch: Batch) -> Tensor:
         """What enters the first layer: gene plus value, or the flag in place of a masked value, and the drug."""

@@ -1,4 +1,4 @@
-"""From cells to tokens: a block of CSR rows in, packed gene ids and binned values out, without a loop over the cells."""
+"""From cells to tokens: a block of CSR rows in, packed gene ids and binned values out, without a loop over cells."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from tahoe.model.config import N_BINS
-
 if TYPE_CHECKING:
     from tahoe.model.config import ModelConfig
     from tahoe.model.vocab import Vocabulary
 
-# What torch.linspace(0, 1, 50) gives on CPUs with AVX2. It differs in the last bit elsewhere, and a rank that falls just
-# below a whole number moves counts to another bin, so the grades that the models were trained with are written down.
+# What torch.linspace(0, 1, 50) gives on CPUs with AVX2. It differs in the last bit elsewhere, and a rank that falls
+# just below a whole number moves counts to another bin: so the grades that the models were trained with stand here.
 # fmt: off
 GRADES = np.array([
     0.0, 0.020408163, 0.040816326, 0.06122449, 0.08163265, 0.10204081, 0.12244898, 0.14285713,
@@ -40,7 +38,7 @@ class Tokens:
     bounds: np.ndarray
     """Cell ``i`` is ``bounds[i]:bounds[i + 1]`` (int64), (cells + 1,)."""
     n_genes: np.ndarray
-    """How many genes of the vocabulary each cell expresses, those beyond the maximal length included (int64), (cells,)."""
+    """How many genes of the vocabulary each cell expresses, dropped ones included (int64), (cells,)."""
 
     def __len__(self) -> int:
         return len(self.n_genes)
@@ -161,12 +159,15 @@ def _edges(ranked: np.ndarray, starts: np.ndarray, n_genes: np.ndarray) -> np.nd
 def _chosen(
     rows: np.ndarray, tokens: np.ndarray, values: np.ndarray, n_genes: np.ndarray, limit: int, seed: int
 ) -> np.ndarray | slice:
-    """Which entries stay where cells have more than `limit` genes: those whose hashes are the smallest of their cell."""
+    """Which entries stay where cells have more than `limit` genes: those with the smallest hashes of their cell."""
     long = n_genes > limit
     if not long.any():
         return slice(None)
     candidates = np.flatnonzero(long[rows])
-    cells, content = rows[candidates], _mixed(tokens[candidates].astype(np.uint64) << np.uint64(32) | values[candidates].view(np.uint32))
+    cells, content = (
+        rows[candidates],
+        _mixed(tokens[candidates].astype(np.uint64) << np.uint64(32) | values[candidates].view(np.uint32)),
+    )
     starts = np.flatnonzero(np.diff(cells, prepend=-1))
     # A sum does not depend on the order, and wraps around.
     fingerprints = np.repeat(np.add.reduceat(content, starts), np.diff(np.append(starts, len(cells))))

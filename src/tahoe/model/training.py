@@ -239,7 +239,7 @@ def _optimizer(network: Network, plan: TrainingPlan) -> torch.optim.AdamW:
 
 
 def _save(network: Network, optimizer: torch.optim.AdamW, step: int, path: Path) -> None:
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, weight in network.named_parameters():
         state = optimizer.state[weight]
         tensors |= {f"weight/{name}": weight.detach()}

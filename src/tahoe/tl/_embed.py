@@ -51,8 +51,8 @@ def embed(
     adata
         Annotated data matrix, cells × genes, human. In memory (array, CSR, CSC) or backed (CSR).
     model
-        ``"70m"``, ``"1b"`` or ``"3b"`` (downloaded once), ``"demo"`` (ships with the package, not for science), a folder
-        in the released layout, or what `tahoe.load_model` gave.
+        ``"70m"``, ``"1b"`` or ``"3b"`` (downloaded once), ``"demo"`` (ships with the package, not for science), a
+        folder in the released layout, or what `tahoe.load_model` gave.
     layer
         Use ``adata.layers[layer]`` instead of ``adata.X``.
     use_raw
@@ -120,7 +120,7 @@ def embed(
     loaded = load_model(model, device=device, dtype=dtype, attention=attention)
     genes, mapping = mapped_genes(adata, matrix)
     column_tokens = np.where(used, loaded.vocabulary.tokens_of(genes), -1)
-    check_coverage(genes[used], matrix.totals()[used], loaded.vocabulary.genes, names=matrix.var.index[used])
+    check_coverage(genes[used], matrix.totals()[used], loaded.vocabulary.genes, names=matrix.var.index.to_numpy()[used])
     log.info("embedding %d cells of %s with %r", matrix.n_cells, matrix.slot, loaded)
     vectors, n_genes = embed_cells(
         loaded,
@@ -158,7 +158,7 @@ def _warn_of_empty_cells(n_genes: np.ndarray) -> None:
     empty = np.flatnonzero(n_genes == 0)
     if len(empty):
         message = (
-            f"{len(empty)} of {len(n_genes)} cells express no gene of the model's vocabulary (first: row {empty[0]}); their"
-            " embeddings are NaN. Remove them before sc.pp.neighbors: adata[adata.obs['tahoe_n_genes'] > 0]"
+            f"{len(empty)} of {len(n_genes)} cells express no gene of the model's vocabulary (first: row {empty[0]});"
+            " their embeddings are NaN. Remove them before sc.pp.neighbors: adata[adata.obs['tahoe_n_genes'] > 0]"
         )
         warnings.warn(message, TahoeWarning, stacklevel=3)

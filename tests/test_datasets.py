@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import scanpy as sc
+from scipy import sparse
+
+import tahoe
+
+
+def test_counts_come_back_exactly():
+    adata = tahoe.datasets.pbmc68k()
+    assert adata.shape == (700, 765)
+    assert sparse.issparse(adata.X)
+    assert adata.X.format == "csr"
+    assert adata.obs["bulk_labels"].nunique() == 10
+    counts = adata.X.data
+    assert counts.min() == 1
+    np.testing.assert_array_equal(counts, np.rint(counts))
+    # normalising and taking logarithms again gives what scanpy ships
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shipped = sc.datasets.pbmc68k_reduced().raw.X.toarray()
+    again = np.log1p(adata.X.toarray().astype(np.float64) / adata.obs["n_counts"].to_numpy()[:, None] * 1e4)
+    assert np.abs(again - shipped).max() < 1e-3
+    assert (adata.X.sum(1).A1 <= adata.obs["n_counts"]).all()
+
+
+def test_each_call_gives_a_new_object():
+    first, second = tahoe.datasets.pbmc68k(), tahoe.datasets.pbmc68k()
+    first.X.data[:] = 0
+    assert second.X.data.min() == 1

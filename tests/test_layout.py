@@ -1,0 +1,115 @@
+"""The house: which part may import which, what importing costs, and the form of public functions."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tahoe
+
+SOURCE = Path(tahoe.__file__).parent
+# Each part may import those to its right, and itself.
+ORDER = ["cli", "verbs", "adata", "engine", "model", "leaf"]
+PLACES = {
+    "cli": "cli",
+    "_demo": "cli",
+    "pp": "verbs",
+    "tl": "verbs",
+    "pl": "verbs",
+    "get": "verbs",
+    "datasets": "verbs",
+    "_adata": "adata",
+    "_engine": "engine",
+    "model": "model",
+    "settings": "leaf",
+    "errors": "leaf",
+}
+
+
+def place_of(module: str) -> str:
+    part = (module.removeprefix("tahoe").removeprefix(".").split(".") or [""])[0]
+    # _genes and its helpers stand beside _adata
+    return "adata" if part.startswith("_gene") else PLACES[part]
+
+
+def imported(path: Path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "tahoe":
+            yield from (f"tahoe.{alias.name}" for alias in node.names) if node.module == "tahoe" else [node.module]
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("tahoe."))
+
+
+def files():
+    return [path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py" and "data" not in path.parts[-2:-1]]
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(SOURCE)))
+def test_imports_point_one_way(path):
+    module = ".".join(["tahoe", *path.relative_to(SOURCE).with_suffix("").parts]).removesuffix(".__init__")
+    here = ORDER.index(place_of(module))
+    for other in imported(path):
+        assert ORDER.index(place_of(other)) >= here, f"{module} imports {other}"
+
+
+def test_only_one_file_knows_where_results_lie():
+    for path in files():
+        if path.name != "_adata.py" and path.parent.name not in ("pl",):
+            tree = ast.parse(path.read_text())
+            stores = [
+                node
+                for node in ast.walk(tree)
+                if isinstance(node, ast.Subscript)
+                and isinstance(node.ctx, ast.Store)
+                and isinstance(node.value, ast.Attribute)
+                and node.value.attr in ("obsm", "uns", "obs", "var", "varm", "varp", "layers")
+            ]
+            if path.name not in ("_demo.py", "_map_genes.py"):
+                assert not stores, f"{path.name}, line {stores[0].lineno}"
+
+
+def test_importing_is_cheap():
+    code = "import sys, tahoe; print(sorted({'torch', 'scanpy', 'matplotlib', 'anndata', 'pandas'} & set(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_mapping_genes_needs_no_torch():
+    code = "import sys, tahoe; tahoe.pp.map_genes; print('torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "False"
+
+
+VERBS = [(part, getattr(part, name)) for part in (tahoe.pp, tahoe.tl, tahoe.pl) for name in part.__all__]
+
+
+@pytest.mark.parametrize(("part", "function"), VERBS)
+def test_public_functions_have_scanpys_form(part, function):
+    parameters = list(inspect.signature(function).parameters.values())
+    assert parameters[0].name == "adata"
+    assert sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters) <= 3
+    document = inspect.getdoc(function)
+    for section in ("Parameters", "Returns", "Examples"):
+        assert f"{section}\n---" in document, f"{function.__name__} lacks {section}"
+    for parameter in parameters:
+        assert f"\n{parameter.name}\n" in document or f", {parameter.name}" in document, parameter.name
+    if part is tahoe.pl:
+        assert "save" not in {p.name for p in parameters}
+        assert "ax" in {p.name for p in parameters}
+    else:
+        assert "copy" in {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+        assert "None" in str(inspect.signature(function).return_annotation)
+
+
+def test_names():
+    assert set(dir(tahoe)) == set(tahoe.__all__)
+    for name in tahoe.__all__:
+        assert getattr(tahoe, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        tahoe.nothing  # noqa: B018
+    assert tahoe.settings.device == "cpu"
