@@ -2,8 +2,8 @@
 
     python scripts/train_demo.py CELLS.h5ad [MORE.h5ad ...] --steps 4000
 
-Each file holds raw counts in ``X``, gene names that `tahoe.pp.map_genes` knows, and, for the model card, its origin in
-``uns["source"]`` and ``uns["licence"]``. Five per cent of the cells of each file are held out. The run can be killed and
+Each file holds raw counts in ``X``, gene names that `tahoe.pp.map_genes` knows, and, for the model card, its origin
+in ``uns["source"]`` and ``uns["licence"]``. Five per cent of the cells of each file are held out. The run can be killed and
 started again: it goes on from ``--state``. The cells of `tahoe.datasets.pbmc68k` must not be among the files: the
 comparison in the model card is made on them.
 """
@@ -94,7 +94,7 @@ def panel(cells: Cells, columns: np.ndarray, generator: np.random.Generator) -> 
     return chosen
 
 
-def make_sampler(files: list[Cells], vocabulary: Vocabulary, config: ModelConfig):  # noqa: ANN201
+def make_sampler(files: list[Cells], vocabulary: Vocabulary, config: ModelConfig):
     """Draw the cells of a step from one file, small files more often than their size says."""
     columns = [vocabulary.tokens_of(cells.genes) for cells in files]
     share = np.sqrt([cells.training.shape[0] for cells in files])

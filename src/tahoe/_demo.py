@@ -7,7 +7,6 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 import scanpy as sc
 
@@ -15,6 +14,7 @@ import tahoe
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
     from anndata import AnnData
 
 LABELS = "bulk_labels"

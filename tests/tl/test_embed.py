@@ -23,9 +23,7 @@ CLOSE = 2e-6
 @pytest.fixture(scope="module")
 def heart_model(heart):
     vocabulary = Vocabulary({t: i for i, t in enumerate(["<pad>", "<cls>", "<eoc>", *sorted(heart.var_names)])})
-    config = ModelConfig(
-        64, 2, 4, len(vocabulary), gene_norm=True, value_norm=True, decoder_layers=1, mvc_scaled=True
-    )
+    config = ModelConfig(64, 2, 4, len(vocabulary), gene_norm=True, value_norm=True, decoder_layers=1, mvc_scaled=True)
     network = new_network(config, seed=0).eval().requires_grad_(False)
     return TahoeModel("heart", network, vocabulary, torch.device("cpu"), "sdpa")
 
@@ -229,7 +227,8 @@ def test_one_cell_and_duplicated_names(tiny, full_cells):
     one = full_cells[3:4].copy()
     np.testing.assert_array_equal(vectors(one, tiny), expected[3:4])
     names = full_cells.var_names.tolist()
-    with pytest.warns(UserWarning, match="Variable names are not unique"):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Variable names are not unique", category=UserWarning)
         twice = anndata.concat([full_cells, full_cells[:, :5]], axis=1, merge="same")
         assert twice.var_names.tolist() == [*names, *names[:5]]
         del twice.var["tahoe_gene"]
@@ -401,6 +400,17 @@ def test_genes_of_another_vocabulary(heart_model, full_cells):
     with pytest.raises(GeneError, match="the model knows"):
         tahoe.tl.embed(real, heart_model)
     untouched(real)
+
+
+def test_a_user_may_insist_on_few_known_genes(tiny, full_cells):
+    lost = full_cells.copy()
+    lost.var["tahoe_gene"] = np.where(np.arange(lost.n_vars) < 200, lost.var["tahoe_gene"], "")
+    lost = lost[lost.X[:, :100].sum(1).A1 > 0].copy()
+    with pytest.raises(GeneError, match="the model knows"):
+        tahoe.tl.embed(lost, tiny)
+    with pytest.warns(TahoeWarning, match="the model knows"):
+        tahoe.tl.embed(lost, tiny, min_coverage=0)
+    assert np.isfinite(lost.obsm["X_tahoe"]).all()
 
 
 def test_a_network_that_gives_nan_is_named(tiny, full_cells):

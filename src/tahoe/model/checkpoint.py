@@ -92,20 +92,17 @@ def write_checkpoint(
     network: Network,
     vocabulary: Vocabulary,
     drugs: dict[str, int] | None = None,
-    dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write a folder in the released layout, for this package and for ``tahoe-x1``."""
+    """Write a folder in the released layout, for this package and for ``tahoe-x1``; each weight in its precision."""
     folder.mkdir(parents=True, exist_ok=True)
     model, collator = network.config.to_mappings()
     if drugs:
-        collator["drug_to_id_path"] = {"local": DRUGS_FILE, "remote": None}
         (folder / DRUGS_FILE).write_text(json.dumps(drugs, indent=1))
     (folder / MODEL_FILE).write_text(yaml.safe_dump(model, sort_keys=False))
     (folder / COLLATOR_FILE).write_text(yaml.safe_dump(collator, sort_keys=False))
     vocabulary.write(folder / VOCABULARY_FILE)
     weights = {
-        PREFIX + released_name(key): tensor.detach().to("cpu", dtype).contiguous()
-        for key, tensor in network.state_dict().items()
+        PREFIX + released_name(key): tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()
     }
     save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 

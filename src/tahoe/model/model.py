@@ -38,11 +38,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class TahoeModel:
     """A Tahoe-x1 network with its vocabulary, on a device.
 
-    Made by `load_model`; every function of `tahoe.tl` takes one as ``model=``, so that it is loaded once.
+    Made by `load_model`, not by hand; every function of `tahoe.tl` takes one as ``model=``, so that it is loaded once.
     """
 
     name: str
-    """The registered name, or the path of the folder."""
+    """The registered name, or the name of the folder."""
     network: Network
     """The network, a `torch.nn.Module`."""
     vocabulary: Vocabulary
@@ -108,7 +108,7 @@ class TahoeModel:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the four files of the released layout into a folder, weights in the model's precision."""
-        write_checkpoint(Path(folder), self.network, self.vocabulary, self.drugs, self.dtype)
+        write_checkpoint(Path(folder), self.network, self.vocabulary, self.drugs)
 
     def __repr__(self) -> str:
         config = self.config
@@ -224,7 +224,7 @@ def _located(model: str | os.PathLike[str], revision: str | None) -> tuple[str, 
     if revision is not None:
         message = f"revision={revision!r} goes with a registered name, and model={str(model)!r} is a folder"
         raise ModelError(message)
-    return str(model), folder, None
+    return folder.resolve().name, folder, None
 
 
 def _moved(

@@ -31,6 +31,7 @@ def embed(
     use_raw: bool = False,
     mask_var: str | np.ndarray | None = None,
     max_length: int = 2048,
+    min_coverage: float = 0.5,
     normalize: bool = True,
     seed: int = 0,
     key_added: str = "X_tahoe",
@@ -63,6 +64,9 @@ def embed(
     max_length
         Most tokens of a cell, one of them the cell's own. A cell that expresses more genes keeps a subset that depends
         on `seed` and on its own content only.
+    min_coverage
+        Least share of the counts (of the genes that `mask_var` selects) that must fall on genes that the model knows;
+        below it nothing is embedded. Below 0.9 there is a warning. 0 switches this off.
     normalize
         Scale each vector to length 1, as the authors do.
     seed
@@ -99,7 +103,7 @@ def embed(
     tahoe.errors.InputError
         If the slot does not exist, or its values are negative, not finite, or imputed. `adata` is then as it was.
     tahoe.errors.GeneError
-        If too few genes can be found in the model's vocabulary.
+        If too little of the counts falls on genes of the model's vocabulary: see `min_coverage`.
     tahoe.errors.ModelError, tahoe.errors.DeviceError
         As `tahoe.load_model`.
 
@@ -120,7 +124,13 @@ def embed(
     loaded = load_model(model, device=device, dtype=dtype, attention=attention)
     genes, mapping = mapped_genes(adata, matrix)
     column_tokens = np.where(used, loaded.vocabulary.tokens_of(genes), -1)
-    check_coverage(genes[used], matrix.totals()[used], loaded.vocabulary.genes, names=matrix.var.index.to_numpy()[used])
+    check_coverage(
+        genes[used],
+        matrix.totals()[used],
+        loaded.vocabulary.genes,
+        names=matrix.var.index.to_numpy()[used],
+        refuse_below=min_coverage,
+    )
     log.info("embedding %d cells of %s with %r", matrix.n_cells, matrix.slot, loaded)
     vectors, n_genes = embed_cells(
         loaded,
@@ -139,6 +149,7 @@ def embed(
         max_length=max_length,
         normalize=normalize,
         seed=seed,
+        min_coverage=min_coverage,
         mask_var=mask_var if mask_var is None or isinstance(mask_var, str) else "an array",
         token_budget=token_budget,
         n_genes_in_vocabulary=int((column_tokens >= 0).sum()),
