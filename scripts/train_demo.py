@@ -3,12 +3,12 @@
     python scripts/train_demo.py CELLS.h5ad [MORE.h5ad ...] --steps 4000
 
 Each file holds raw counts in ``X``, gene names that `tahoe.pp.map_genes` knows, and, for the model card, its origin
-in ``uns["source"]`` and ``uns["licence"]``. Five per cent of the cells of each file are held out. The run can be killed and
-started again: it goes on from ``--state``. The cells of `tahoe.datasets.pbmc68k` must not be among the files: the
-comparison in the model card is made on them.
+in ``uns["source"]`` and ``uns["licence"]``. Five per cent of the cells of each file are held out. The run can be
+killed and started again: it goes on from ``--state``. The cells of `tahoe.datasets.pbmc68k` must not be among the
+files: the comparison in the model card is made on them.
 
-On a CPU most of what a small network can learn in an hour is what genes go together; so the gene embeddings start as the
-leading singular vectors of the log-normalised training cells (with each gene's mean bin and frequency), not at random.
+An hour on a CPU is too short to learn from nothing what genes go together; so the gene embeddings start as the leading
+singular vectors of the log-normalised training cells, with each gene's mean bin and frequency, and not at random.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tahoe.model.training import Losses, Sampler, TrainingPlan, evaluate, new_ne
 
 log = logging.getLogger("train_demo")
 HELD_OUT = 0.05
-CELLS_PER_STEP = 48
+CELLS_PER_LOT, LOTS_PER_STEP = 8, 6
 # Training sees at most this many tokens of a cell; attention costs the square of it.
 TRAINING_LENGTH = 128
 # A gene enters the vocabulary if at least this many of the cells express it.
@@ -93,7 +93,7 @@ def build_vocabulary(files: list[Cells]) -> Vocabulary:
 
 
 def initial_gene_vectors(files: list[Cells], vocabulary: Vocabulary, width: int) -> torch.Tensor:
-    """What genes go together in the training cells, (tokens, width): two singular values' worth less than `width`."""
+    """What genes go together in the training cells, (tokens, width): singular vectors, mean bin and frequency."""
     stacked, mean_bins, frequencies = [], np.zeros(len(vocabulary)), np.zeros(len(vocabulary))
     for cells in files:
         columns = vocabulary.tokens_of(cells.genes)
@@ -119,7 +119,7 @@ def initial_gene_vectors(files: list[Cells], vocabulary: Vocabulary, width: int)
     extra = np.zeros((len(vocabulary), 2))
     extra[known, 0] = standard(mean_bins[known] / frequencies[known])
     extra[known, 1] = standard(np.log(frequencies[known]))
-    initial = torch.from_numpy(np.hstack([vectors, 2 * extra])).float()
+    initial = torch.from_numpy(np.hstack([vectors, extra])).float()
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(initial.shape, generator=generator)
     initial += 0.1 * noise
@@ -144,16 +144,16 @@ def panel(cells: Cells, columns: np.ndarray, generator: np.random.Generator) -> 
     return chosen
 
 
-def make_sampler(files: list[Cells], vocabulary: Vocabulary, config: ModelConfig):
-    """Draw the cells of a step from one file, small and favoured files more often than their size says."""
+def make_sampler(files: list[Cells], vocabulary: Vocabulary, config: ModelConfig) -> Sampler:
+    """Draw the cells of a step in lots, each from one file and one panel, favoured and small files more often."""
     columns = [vocabulary.tokens_of(cells.genes) for cells in files]
     share = np.array([cells.weight * np.sqrt(cells.training.shape[0]) for cells in files])
     share /= share.sum()
 
-    def sample(generator: np.random.Generator) -> Tokens:
+    def draw_lot(generator: np.random.Generator) -> Tokens:
         which = generator.choice(len(files), p=share)
         cells = files[which]
-        rows = cells.training[generator.choice(cells.training.shape[0], CELLS_PER_STEP)]
+        rows = cells.training[generator.choice(cells.training.shape[0], CELLS_PER_LOT)]
         seen = columns[which]
         if generator.random() < PANEL_SHARE:
             seen = panel(cells, seen, generator)
@@ -168,7 +168,7 @@ def make_sampler(files: list[Cells], vocabulary: Vocabulary, config: ModelConfig
             seed=int(generator.integers(2**62)),
         )
 
-    return sample
+    return lambda generator: Tokens.joined([draw_lot(generator) for _ in range(LOTS_PER_STEP)])
 
 
 def held_out_losses(model: TahoeModel, files: list[Cells]) -> dict[str, dict[str, float]]:
@@ -254,7 +254,7 @@ def write_card(folder: Path, model: TahoeModel, files: list[Cells], plan: Traini
     favoured = [cells.name for cells in files if cells.weight > 1]
     card = f"""# The demo model of tahoe
 
-A small network of the Tahoe-x1 architecture, trained by this project from scratch (`scripts/train_demo.py`):
+A small network of the Tahoe-x1 architecture, trained by this project (`scripts/train_demo.py`):
 {config.n_layers} layers × {config.d_model}, {config.n_heads} heads, {model.n_parameters:,} parameters,
 {len(model.vocabulary.genes):,} genes. It exists to try the package, to test it and to run its documentation.
 **It is not for science**: it has seen {n_cells:,} cells, where the released models saw hundreds of millions.
@@ -268,8 +268,8 @@ A small network of the Tahoe-x1 architecture, trained by this project from scrat
 ## Training
 
 Masked expression, both decoders; the settings: `{json.dumps(asdict(plan))}`.
-{CELLS_PER_STEP} cells a step, at most {TRAINING_LENGTH} tokens of each, {PANEL_SHARE:.0%} of the steps on random panels
-of {SMALLEST_PANEL} to {LARGEST_PANEL:,} genes; cells of {", ".join(favoured) or "no file"} drawn twice as often.
+{CELLS_PER_LOT * LOTS_PER_STEP} cells a step, at most {TRAINING_LENGTH} tokens of each, {PANEL_SHARE:.0%} of them on
+random panels of {SMALLEST_PANEL} to {LARGEST_PANEL:,} genes; drawn twice as often: {", ".join(favoured) or "no file"}.
 The gene embeddings started as singular vectors of the log-normalised training cells.
 Weights are stored in float16; sha256 `{file_sha256(folder / "model.safetensors")}`.
 

@@ -6,9 +6,8 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from tahoe.errors import ModelError
+from tahoe.model.yaml_section import Section, read_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,8 +20,6 @@ COLLATOR_FILE = "collator_config.yml"
 ACTIVATIONS = ("relu", "gelu", "leaky_relu", "sigmoid", "silu", "tanh")
 # Bins of a value, zero included. The quantile grades that the released models were trained with belong to this number.
 N_BINS = 51
-# Larger than any network of this family by a wide margin: a broken file must not ask for all memory.
-LARGEST = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ class ModelConfig:
     @classmethod
     def read(cls, folder: Path) -> ModelConfig:
         """Read ``model_config.yml`` and ``collator_config.yml``."""
-        return cls.from_mappings(_read_yaml(folder / MODEL_FILE), _read_yaml(folder / COLLATOR_FILE))
+        return cls.from_mappings(read_yaml(folder / MODEL_FILE), read_yaml(folder / COLLATOR_FILE))
 
     @classmethod
     def from_mappings(cls, model: Mapping[str, Any], collator: Mapping[str, Any]) -> ModelConfig:
@@ -91,7 +88,7 @@ class ModelConfig:
         tahoe.errors.ModelError
             If a key is missing, has a value of the wrong kind, or asks for something that is not implemented.
         """
-        net, cells = _Section(model, MODEL_FILE), _Section(collator, COLLATOR_FILE)
+        net, cells = Section(model, MODEL_FILE), Section(collator, COLLATOR_FILE)
         attention = net.section("attn_config")
         norm = net.section("norm_config")
         gene = net.section("gene_encoder")
@@ -237,90 +234,10 @@ class ModelConfig:
         return model, collator
 
 
-def _drug_encoder(section: _Section) -> DrugEncoderConfig:
+def _drug_encoder(section: Section) -> DrugEncoderConfig:
     # The released file leaves the sizes to a file of fingerprints; the checkpoint reader takes them from the weights.
     return DrugEncoderConfig(
         n_drugs=section.integer("num_drugs", 0),
         fingerprint_size=section.integer("fp_dim", 0),
         activation=section.choice("activation", ACTIVATIONS, "leaky_relu"),
     )
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        message = f"{path.name} in {path.parent} is not readable YAML: {str(error).splitlines()[0]}"
-        raise ModelError(message) from error
-    if not isinstance(content, dict):
-        message = f"{path.name} in {path.parent} must hold keys and values, not {type(content).__name__}"
-        raise ModelError(message)
-    return content
-
-
-class _Section:
-    """One mapping of a YAML file: reads values by kind, with the file and the key in every error."""
-
-    def __init__(self, content: Mapping[str, Any], place: str) -> None:
-        self.content = content
-        self.place = place
-
-    def __bool__(self) -> bool:
-        return bool(self.content)
-
-    def section(self, key: str) -> _Section:
-        content = self.content.get(key)
-        if not isinstance(content, dict | None):
-            self._fail(key, content, "keys and values")
-        return _Section(content or {}, f"{self.place}: {key}")
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LARGEST:
-            self._fail(key, value, f"a whole number between 0 and {LARGEST:,}")
-        if value == 0 and default is None:
-            self._fail(key, value, "at least 1")
-        return value
-
-    def number(self, key: str, default: float) -> float:
-        value = self._get(key, default)
-        try:
-            # PyYAML reads 1e-05 (no point) as text
-            number = float(value)
-        except (TypeError, ValueError, OverflowError):
-            self._fail(key, value, "a number")
-        if isinstance(value, bool) or not abs(number) < float("inf"):
-            self._fail(key, value, "a finite number")
-        return number
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self._get(key, default)
-        if not isinstance(value, bool):
-            self._fail(key, value, "true or false")
-        return value
-
-    def text(self, key: str, default: str) -> str:
-        return str(self._get(key, default))
-
-    def choice(self, key: str, choices: tuple[str, ...], default: str) -> str:
-        value = self._get(key, default)
-        if value not in choices:
-            self._fail(key, value, f"one of {', '.join(choices)}")
-        return value
-
-    def refuse(self, key: str, allowed: tuple[Any, ...]) -> None:
-        value = self.content.get(key)
-        if value is not None and (isinstance(value, str) and value.lower() or value) not in allowed:
-            message = f"{self.place}: {key} is {value!r}; this package computes only {', '.join(map(repr, allowed))}"
-            raise ModelError(message)
-
-    def _get(self, key: str, default: Any) -> Any:
-        value = self.content.get(key)
-        if value is None and default is None:
-            message = f"{self.place}: {key} is missing"
-            raise ModelError(message)
-        return default if value is None else value
-
-    def _fail(self, key: str, value: Any, wanted: str) -> Any:
-        message = f"{self.place}: {key} is {value!r}; it must be {wanted}"
-        raise ModelError(message)

@@ -48,6 +48,14 @@ class Tokens:
         """Tokens of each cell."""
         return np.diff(self.bounds)
 
+    @classmethod
+    def joined(cls, parts: list[Tokens]) -> Tokens:
+        """Several lots of cells, one behind the other."""
+        ids, values, lengths, n_genes = (
+            np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "values", "lengths", "n_genes")
+        )
+        return cls(ids, values, np.concatenate([[0], np.cumsum(lengths)]), n_genes)
+
     def cells(self, start: int, stop: int) -> Tokens:
         """Some of the cells, as a view."""
         first, last = self.bounds[start], self.bounds[stop]

@@ -4,7 +4,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from tahoe import _genes
-from tahoe._adata import COUNT_LAYERS, choose_matrix
+from tahoe._adata import COUNT_LAYERS, choose_matrix, write
 from tahoe.errors import InputError, TahoeWarning
 
 if TYPE_CHECKING:
@@ -73,9 +73,7 @@ def map_genes(
         report["counts_from"] = slot
     if report["hint"]:
         warnings.warn(report["summary"], TahoeWarning, stacklevel=2)
-    adata.var["tahoe_gene"] = mapping.gene
-    adata.var["tahoe_match"] = mapping.match
-    adata.uns["tahoe_genes"] = report
+    write(adata, mapping=mapping)
     return adata if copy else None
 
 
