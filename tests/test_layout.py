@@ -23,6 +23,7 @@ PLACES = {
     "pl": "verbs",
     "get": "verbs",
     "datasets": "verbs",
+    "_inputs": "adata",
     "_adata": "adata",
     "_engine": "engine",
     "model": "model",

@@ -59,6 +59,7 @@ class Matrix:
         # Slicing the rows of a CSC matrix costs a pass over the whole of it, so it is turned once.
         return self.values.tocsr() if sparse.issparse(self.values) and self.values.format != "csr" else self.values
 
+    @cached_property
     def totals(self) -> np.ndarray:
         """Sum of each column (float64), in one pass."""
         totals = np.zeros(self.values.shape[1])
@@ -73,7 +74,7 @@ def choose_matrix(adata: AnnData, *, layer: str | None = None, use_raw: bool = F
     Raises
     ------
     tahoe.errors.InputError
-        If both are given, if there is no such slot, or if the matrix has no cells or no genes.
+        If both are given, if there is no such slot, or if the matrix has no cells, no genes, or no real numbers.
     """
     if layer is not None and use_raw:
         message = f"layer={layer!r} and use_raw=True point to two matrices; pass only one of them"
@@ -96,6 +97,9 @@ def choose_matrix(adata: AnnData, *, layer: str | None = None, use_raw: bool = F
     if 0 in matrix.values.shape:
         n_cells, n_genes = matrix.values.shape
         message = f"{matrix.slot} has {n_cells} cells and {n_genes} genes; both must be at least 1"
+        raise InputError(message)
+    if np.dtype(matrix.values.dtype).kind not in "biuf":
+        message = f"{matrix.slot} holds {matrix.values.dtype}, which is not a real number. {matrix.remedy}"
         raise InputError(message)
     return matrix
 
@@ -161,7 +165,7 @@ def mapped_genes(adata: AnnData, matrix: Matrix) -> tuple[np.ndarray, GeneMappin
     """Ensembl id of each column, and the mapping if it had to be made, to be written with the results."""
     if "tahoe_gene" in matrix.var:
         return matrix.var["tahoe_gene"].astype(str).to_numpy(dtype=object), None
-    mapping = map_genes(matrix.var, matrix.totals())
+    mapping = map_genes(matrix.var, matrix.totals)
     return mapping.gene, None if matrix.slot == "raw.X" else mapping
 
 

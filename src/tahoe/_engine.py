@@ -13,11 +13,11 @@ from tahoe.errors import ModelError
 from tahoe.settings import settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from scipy import sparse
 
-    from tahoe.model import TahoeModel
+    from tahoe.model import TahoeModel, Tokens
 
 # Tokens in one forward pass. On a CPU nothing is gained by packing, so each cell goes alone: then its vector does not
 # depend on its neighbours by a single bit, since matrix products of another height may round otherwise.
@@ -55,28 +55,49 @@ def embed_cells(
     """
     embeddings = np.full((n_cells, model.config.d_model), np.nan, dtype=np.float32)
     n_genes = np.zeros(n_cells, dtype=np.int64)
-    budget = token_budget or TOKEN_BUDGET[model.device.type]
-    done = 0
-    with tqdm(total=n_cells, unit="cell", desc="embed", disable=not settings.progress) as bar:
-        for block in blocks:
-            tokens = model.tokenize(block, column_tokens, max_length=max_length, seed=seed)
-            here = slice(done, done + len(tokens))
-            n_genes[here] = tokens.n_genes
-            for start, stop in plan(tokens.bounds, budget):
-                vectors = model.embed_cells(tokens.cells(start, stop))
-                embeddings[done + start : done + stop] = vectors.cpu().numpy()
-                bar.update(stop - start)
-            done = here.stop
-    if not np.isfinite(embeddings[n_genes > 0]).all():
-        row = int(np.flatnonzero(~np.isfinite(embeddings).all(axis=1) & (n_genes > 0))[0])
-        dtype = str(model.dtype).removeprefix("torch.")
-        message = (
-            f"the network gave NaN or infinite values, first for cell {row} (counted from 0), in {dtype};"
-            " try dtype='float32', and if that fails too the checkpoint is damaged"
-        )
-        raise ModelError(message)
+    for first, tokens in batches(
+        model, blocks, column_tokens, n_cells=n_cells, max_length=max_length, seed=seed, token_budget=token_budget
+    ):
+        here = slice(first, first + len(tokens))
+        n_genes[here] = tokens.n_genes
+        embeddings[here] = model.embed_cells(tokens).cpu().numpy()
+        check_finite(embeddings[here], first, model)
     embeddings[n_genes == 0] = np.nan
     return _unit_length(embeddings) if normalize else embeddings, n_genes
+
+
+def batches(
+    model: TahoeModel,
+    blocks: Iterable[sparse.csr_array],
+    column_tokens: np.ndarray,
+    *,
+    n_cells: int,
+    max_length: int,
+    seed: int = 0,
+    token_budget: int | None = None,
+) -> Iterator[tuple[int, Tokens]]:
+    """Tokenise a stream of row blocks and cut it: the number of the first cell, and the tokens, of each batch."""
+    budget = token_budget or TOKEN_BUDGET[model.device.type]
+    done = 0
+    with tqdm(total=n_cells, unit="cell", disable=not settings.progress) as bar:
+        for block in blocks:
+            tokens = model.tokenize(block, column_tokens, max_length=max_length, seed=seed)
+            for start, stop in plan(tokens.bounds, budget):
+                yield done + start, tokens.cells(start, stop)
+                bar.update(stop - start)
+            done += len(tokens)
+
+
+def check_finite(vectors: np.ndarray, first: int, model: TahoeModel) -> None:
+    """Refuse what a network never gives unless its weights are damaged or its precision overflows."""
+    if np.isfinite(vectors).all():
+        return
+    dtype = str(model.dtype).removeprefix("torch.")
+    message = (
+        f"the network gave NaN or infinite values for cell {first} (counted from 0) or one of those behind it, in"
+        f" {dtype}; try dtype='float32', and if that fails too the checkpoint is damaged"
+    )
+    raise ModelError(message)
 
 
 def _unit_length(vectors: np.ndarray) -> np.ndarray:

@@ -318,6 +318,14 @@ def test_values_that_will_not_do(tiny, full_cells, kind, monkeypatch):
         tahoe.tl.embed(full_cells, tiny)
 
 
+@pytest.mark.parametrize("dtype", [complex, object])
+def test_values_that_are_no_real_numbers(tiny, full_cells, dtype):
+    full_cells.layers["odd"] = full_cells.X.toarray().astype(dtype)
+    with pytest.raises(InputError, match=r"layers\['odd'\] holds (complex128|object)"):
+        tahoe.tl.embed(full_cells, tiny, layer="odd")
+    untouched(full_cells)
+
+
 def test_dense_counts_of_a_small_panel_are_fine(tiny, full_cells):
     panel = full_cells[:20, :40].copy()
     panel.X = panel.X.toarray() + 1
@@ -415,7 +423,7 @@ def test_a_user_may_insist_on_few_known_genes(tiny, full_cells):
 
 def test_a_network_that_gives_nan_is_named(tiny, full_cells):
     tiny.network.norm.weight[0] = torch.nan
-    with pytest.raises(ModelError, match="NaN or infinite values, first for cell 0"):
+    with pytest.raises(ModelError, match="NaN or infinite values for cell 0"):
         tahoe.tl.embed(full_cells, tiny)
     untouched(full_cells)
 

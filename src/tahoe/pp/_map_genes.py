@@ -82,7 +82,7 @@ def _totals(adata: AnnData) -> tuple[np.ndarray | None, str]:
     for layer in (None, *(name for name in COUNT_LAYERS if name in adata.layers)):
         try:
             matrix = choose_matrix(adata, layer=layer)
-            totals = _genes.usable_totals(matrix.totals())
+            totals = _genes.usable_totals(matrix.totals)
         except InputError:  # no X, no cells, storage that cannot be read by rows: names alone can still be mapped
             continue
         if totals is not None:

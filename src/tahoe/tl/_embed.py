@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tahoe._adata import check_key, check_values, choose_matrix, mapped_genes, provenance, selected_genes, write
+from tahoe._adata import check_key, write
 from tahoe._engine import embed_cells
-from tahoe._genes import check_coverage
-from tahoe.errors import InputError, TahoeWarning
-from tahoe.model import load_model
+from tahoe._inputs import check_at_least, read_inputs
+from tahoe.errors import TahoeWarning
 
 if TYPE_CHECKING:
     import os
@@ -116,53 +115,40 @@ def embed(
     True
     """
     check_key(adata, key_added)
-    _check_positive(max_length=(max_length, 2), token_budget=(token_budget, 1))
+    check_at_least(max_length=(max_length, 2), token_budget=(token_budget, 1))
     adata = adata.copy() if copy else adata
-    matrix = choose_matrix(adata, layer=layer, use_raw=use_raw)
-    used = selected_genes(matrix, mask_var)
-    check_values(next(matrix.blocks()), matrix)
-    loaded = load_model(model, device=device, dtype=dtype, attention=attention)
-    genes, mapping = mapped_genes(adata, matrix)
-    column_tokens = np.where(used, loaded.vocabulary.tokens_of(genes), -1)
-    check_coverage(
-        genes[used],
-        matrix.totals()[used],
-        loaded.vocabulary.genes,
-        names=matrix.var.index.to_numpy()[used],
-        refuse_below=min_coverage,
+    inputs = read_inputs(
+        adata,
+        model,
+        layer=layer,
+        use_raw=use_raw,
+        mask_var=mask_var,
+        min_coverage=min_coverage,
+        device=device,
+        dtype=dtype,
+        attention=attention,
     )
-    log.info("embedding %d cells of %s with %r", matrix.n_cells, matrix.slot, loaded)
+    log.info("embedding %d cells of %s with %r", inputs.matrix.n_cells, inputs.matrix.slot, inputs.model)
     vectors, n_genes = embed_cells(
-        loaded,
-        matrix.checked_blocks(),
-        column_tokens,
-        n_cells=matrix.n_cells,
+        inputs.model,
+        inputs.matrix.checked_blocks(),
+        inputs.column_tokens,
+        n_cells=inputs.matrix.n_cells,
         max_length=max_length,
         seed=seed,
         normalize=normalize,
         token_budget=token_budget,
     )
     _warn_of_empty_cells(n_genes)
-    record = provenance(
-        loaded,
-        matrix,
-        max_length=max_length,
-        normalize=normalize,
-        seed=seed,
-        min_coverage=min_coverage,
-        mask_var=mask_var if mask_var is None or isinstance(mask_var, str) else "an array",
-        token_budget=token_budget,
-        n_genes_in_vocabulary=int((column_tokens >= 0).sum()),
+    record = inputs.record(max_length=max_length, normalize=normalize, seed=seed, token_budget=token_budget)
+    write(
+        adata,
+        obsm={key_added: vectors},
+        obs={"tahoe_n_genes": n_genes},
+        uns={key_added: record},
+        mapping=inputs.mapping,
     )
-    write(adata, obsm={key_added: vectors}, obs={"tahoe_n_genes": n_genes}, uns={key_added: record}, mapping=mapping)
     return adata if copy else None
-
-
-def _check_positive(**limits: tuple[int | None, int]) -> None:
-    for name, (value, least) in limits.items():
-        if value is not None and value < least:
-            message = f"{name}={value}: it must be at least {least}"
-            raise InputError(message)
 
 
 def _warn_of_empty_cells(n_genes: np.ndarray) -> None:
