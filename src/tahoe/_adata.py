@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,15 +43,15 @@ class Matrix:
     def n_cells(self) -> int:
         return self.values.shape[0]
 
-    def blocks(self, size: int | None = None) -> Iterator[sparse.csr_array]:
-        """Walk the rows in order, a few at a time, as canonical CSR: sorted, without duplicates or stored zeros."""
-        size = size or BLOCK_CELLS
-        for start in range(0, self.n_cells, size):
-            yield _canonical_csr(self._by_rows[start : start + size])
+    def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[sparse.csr_array]:
+        """Walk rows in order, a few at a time, as canonical CSR: sorted, without duplicates or stored zeros."""
+        stop = self.n_cells if stop is None else stop
+        for first in range(start, stop, BLOCK_CELLS):
+            yield _canonical_csr(self._by_rows[first : min(first + BLOCK_CELLS, stop)])
 
-    def checked_blocks(self) -> Iterator[sparse.csr_array]:
+    def checked_blocks(self, start: int = 0, stop: int | None = None) -> Iterator[sparse.csr_array]:
         """Walk as `blocks` does, and refuse the first block with values that will not do."""
-        for block in self.blocks():
+        for block in self.blocks(start, stop):
             check_values(block, self)
             yield block
 
@@ -149,13 +150,43 @@ def selected_genes(matrix: Matrix, mask_var: str | np.ndarray | None) -> np.ndar
     return mask
 
 
-def check_key(adata: AnnData, key: str) -> None:
+def groups_of(adata: AnnData, groupby: str | None) -> tuple[np.ndarray, list[str]]:
+    """Number of each cell's group, and the names of the groups; without `groupby`, one group of all cells."""
+    if groupby is None:
+        return np.zeros(adata.n_obs, dtype=np.int64), ["all"]
+    if groupby not in adata.obs:
+        message = f"groupby={groupby!r} is not a column of adata.obs, which has {_listed(adata.obs)}"
+        raise InputError(message)
+    column = adata.obs[groupby].astype("category").cat.remove_unused_categories()
+    if column.isna().any():
+        message = f"obs[{groupby!r}] is missing for {column.isna().sum()} cells; fill it in, or leave these cells out"
+        raise InputError(message)
+    return column.cat.codes.to_numpy(dtype=np.int64), [str(name) for name in column.cat.categories]
+
+
+def row_of(adata: AnnData, cell: str | int) -> int:
+    """Row number of a cell that is given by its name or by its number."""
+    if isinstance(cell, str):
+        rows = np.flatnonzero(adata.obs_names == cell)
+        if len(rows) != 1:
+            near = difflib.get_close_matches(cell, adata.obs_names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near and not len(rows) else ""
+            message = f"cell={cell!r} is the name of {len(rows)} cells in adata.obs_names{hint}"
+            raise InputError(message)
+        return int(rows[0])
+    if not 0 <= cell < adata.n_obs:
+        message = f"cell={cell} is out of range; adata has {adata.n_obs} cells, counted from 0"
+        raise InputError(message)
+    return int(cell)
+
+
+def check_key(adata: AnnData, key: str, slot: str = "obsm") -> None:
     """Refuse to overwrite what this package did not write."""
     if not isinstance(key, str) or not key:
         message = f"key_added={key!r}; it must be the name of a slot, such as 'X_tahoe'"
         raise InputError(message)
     ours = isinstance(adata.uns.get(key), Mapping) and "tahoe_version" in adata.uns[key]
-    taken = [f"{slot}[{key!r}]" for slot in ("obsm", "uns") if key in getattr(adata, slot)]
+    taken = [f"{slot}[{key!r}]" for slot in (slot, "uns") if key in getattr(adata, slot)]
     if taken and not ours:
         message = f"{taken[0]} exists and was not written by tahoe; choose another key_added, or delete it first"
         raise InputError(message)
@@ -174,6 +205,7 @@ def write(
     *,
     obs: Mapping[str, Any] | None = None,
     obsm: Mapping[str, Any] | None = None,
+    varm: Mapping[str, Any] | None = None,
     uns: Mapping[str, Any] | None = None,
     mapping: GeneMapping | None = None,
 ) -> None:
@@ -182,7 +214,7 @@ def write(
         adata.var["tahoe_gene"] = mapping.gene
         adata.var["tahoe_match"] = mapping.match
         adata.uns["tahoe_genes"] = mapping.report
-    for name, content in {"obs": obs, "obsm": obsm, "uns": uns}.items():
+    for name, content in {"obs": obs, "obsm": obsm, "varm": varm, "uns": uns}.items():
         for key, value in (content or {}).items():
             getattr(adata, name)[key] = value
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import os
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from tahoe.errors import ModelError
+from tahoe.errors import InputError, ModelError
 from tahoe.settings import settings
 
 if TYPE_CHECKING:
@@ -64,6 +65,53 @@ def embed_cells(
         check_finite(embeddings[here], first, model)
     embeddings[n_genes == 0] = np.nan
     return _unit_length(embeddings) if normalize else embeddings, n_genes
+
+
+def mean_gene_vectors(
+    model: TahoeModel,
+    blocks: Iterable[sparse.csr_array],
+    column_tokens: np.ndarray,
+    groups: np.ndarray,
+    n_groups: int,
+    *,
+    max_length: int,
+    seed: int = 0,
+    token_budget: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean contextual vector of each column's gene in each group of cells, in one pass.
+
+    Returns
+    -------
+    The means (groups, columns, d_model) float32, NaN where no cell of the group expresses the gene, and over how many
+    cells they go (groups, columns) int64.
+    """
+    n_columns, width = len(column_tokens), model.config.d_model
+    column_of = np.full(model.config.vocab_size, -1)
+    known = np.flatnonzero(column_tokens >= 0)
+    column_of[column_tokens[known]] = known
+    sums = torch.zeros(n_groups * n_columns, width, dtype=torch.float64)
+    n_cells = np.zeros(n_groups * n_columns, dtype=np.int64)
+    for first, tokens in batches(
+        model, blocks, column_tokens, n_cells=len(groups), max_length=max_length, seed=seed, token_budget=token_budget
+    ):
+        output = model.embed_tokens(tokens).cpu()
+        check_finite(output.numpy(), first, model)
+        columns = column_of[tokens.ids]
+        cells = np.repeat(groups[first : first + len(tokens)], tokens.lengths)
+        genes = columns >= 0
+        places = (cells * n_columns + columns)[genes]
+        sums.index_add_(0, torch.from_numpy(places), output[torch.from_numpy(genes)].double())
+        np.add.at(n_cells, places, 1)
+    sums /= torch.from_numpy(n_cells)[:, None]  # zero by zero is NaN
+    return sums.float().numpy().reshape(n_groups, n_columns, width), n_cells.reshape(n_groups, n_columns)
+
+
+def check_fits(n_bytes: int, what: str) -> None:
+    """Refuse a result that would take more than half of the machine's memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**63
+    if n_bytes > memory / 2:
+        message = f"the result would need {n_bytes / 2**30:,.1f} GiB of memory for {what}"
+        raise InputError(message)
 
 
 def batches(

@@ -106,6 +106,16 @@ class TahoeModel:
         """Embeddings of the cells, (cells, d_model) float32, not normalised."""
         return self.network.embed_cells(self.batch(tokens), self.attention)
 
+    @torch.inference_mode()
+    def embed_tokens(self, tokens: Tokens) -> torch.Tensor:
+        """Outputs of all tokens, (tokens, d_model) float32: each cell's own, then those of its genes."""
+        return self.network(self.batch(tokens), self.attention)
+
+    @torch.inference_mode()
+    def gene_inputs(self, tokens: np.ndarray) -> torch.Tensor:
+        """Vectors with which genes enter the network, (tokens, d_model) float32."""
+        return self.network.gene_inputs(torch.from_numpy(tokens).to(self.device))
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the four files of the released layout into a folder, weights in the model's precision."""
         write_checkpoint(Path(folder), self.network, self.vocabulary, self.drugs)

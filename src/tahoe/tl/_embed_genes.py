@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tahoe._adata import check_key, groups_of, write
+from tahoe._engine import check_fits, mean_gene_vectors
+from tahoe._inputs import check_at_least, read_inputs
+
+if TYPE_CHECKING:
+    import os
+
+    import torch
+    from anndata import AnnData
+
+    from tahoe.model import TahoeModel
+
+log = logging.getLogger(__name__)
+
+
+def embed_genes(
+    adata: AnnData,
+    model: str | os.PathLike[str] | TahoeModel = "70m",
+    *,
+    groupby: str | None = None,
+    context: bool = True,
+    layer: str | None = None,
+    mask_var: str | np.ndarray | None = None,
+    max_length: int = 2048,
+    min_coverage: float = 0.5,
+    seed: int = 0,
+    key_added: str = "tahoe",
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    attention: str | None = None,
+    token_budget: int | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Embed each gene: its mean contextual vector over the cells that express it :cite:p:`Gandhi2025`.
+
+    The output of the network at a gene's token depends on the cell. This is the mean of these outputs, over all cells
+    or over each group, not normalised; one pass over the cells, summed in float64.
+
+    Parameters
+    ----------
+    adata
+        Annotated data matrix, cells × genes, human.
+    model
+        As for `tahoe.tl.embed`.
+    groupby
+        Column of ``adata.obs``; one mean for each of its groups instead of one over all cells.
+    context
+        False gives the vectors with which the genes enter the network: no cell and no expression is looked at.
+    layer, mask_var, max_length, min_coverage, seed
+        As for `tahoe.tl.embed`.
+    key_added
+        Where in ``adata.varm`` the vectors go; with `groupby`, ``f"{key_added}_{group}"`` for each group.
+    device, dtype, attention, token_budget
+        As for `tahoe.tl.embed`.
+    copy
+        Return a changed copy instead of changing `adata`.
+
+    Returns
+    -------
+    `None`, or the copy if ``copy=True``. Sets:
+
+    ``adata.varm[key_added]`` : `numpy.ndarray` (float32, genes × d_model)
+        The vectors, NaN for a gene that no cell expresses or the model does not know. With `groupby` one such array for
+        each group, under ``f"{key_added}_{group}"``.
+    ``adata.varm[f"{key_added}_n_cells"]`` : `numpy.ndarray` (int64, genes × groups)
+        Over how many cells each mean goes. One column without `groupby`; not with ``context=False``.
+    ``adata.uns[key_added]`` : `dict`
+        What is needed to repeat this, with the names of the groups in their order under ``"groups"``.
+    ``adata.var["tahoe_gene"]``, ``adata.var["tahoe_match"]``, ``adata.uns["tahoe_genes"]``
+        As `tahoe.pp.map_genes` sets them, if that was not called before.
+
+    Raises
+    ------
+    tahoe.errors.InputError
+        If `groupby` is not a column of ``adata.obs`` or has missing values, if the result would not fit in memory, or
+        as `tahoe.tl.embed`.
+    tahoe.errors.GeneError, tahoe.errors.ModelError, tahoe.errors.DeviceError
+        As `tahoe.tl.embed`.
+
+    Examples
+    --------
+    >>> import tahoe
+    >>> adata = tahoe.datasets.pbmc68k()[:50].copy()
+    >>> tahoe.tl.embed_genes(adata, model="demo")
+    >>> adata.varm["tahoe"].shape[0] == adata.n_vars
+    True
+    """
+    check_key(adata, key_added, "varm")
+    check_at_least(max_length=(max_length, 2), token_budget=(token_budget, 1))
+    codes, groups = groups_of(adata, groupby)
+    adata = adata.copy() if copy else adata
+    inputs = read_inputs(
+        adata,
+        model,
+        layer=layer,
+        use_raw=False,
+        mask_var=mask_var,
+        min_coverage=min_coverage,
+        device=device,
+        dtype=dtype,
+        attention=attention,
+    )
+    if context:
+        check_fits(
+            24 * len(groups) * adata.n_vars * inputs.model.config.d_model,
+            f"{len(groups)} groups × {adata.n_vars} genes; choose a groupby= with fewer groups, or fewer genes",
+        )
+        log.info("embedding genes in %d cells of %s", inputs.matrix.n_cells, inputs.matrix.slot)
+        means, n_cells = mean_gene_vectors(
+            inputs.model,
+            inputs.matrix.checked_blocks(),
+            inputs.column_tokens,
+            codes,
+            len(groups),
+            max_length=max_length,
+            seed=seed,
+            token_budget=token_budget,
+        )
+        names = [key_added] if groupby is None else [f"{key_added}_{group}" for group in groups]
+        varm = dict(zip(names, means, strict=True)) | {f"{key_added}_n_cells": n_cells.T}
+    else:
+        varm = {key_added: _input_vectors(inputs.model, inputs.column_tokens)}
+    record = inputs.record(
+        context=context, groupby=groupby, max_length=max_length, seed=seed, token_budget=token_budget
+    )
+    record |= {"groups": groups} if groupby is not None else {}
+    write(adata, varm=varm, uns={key_added: record}, mapping=inputs.mapping)
+    return adata if copy else None
+
+
+def _input_vectors(model: TahoeModel, column_tokens: np.ndarray) -> np.ndarray:
+    """Vector with which each column's gene enters the network, NaN for columns without a token."""
+    vectors = np.full((len(column_tokens), model.config.d_model), np.nan, dtype=np.float32)
+    known = column_tokens >= 0
+    vectors[known] = model.gene_inputs(column_tokens[known]).cpu().numpy()
+    return vectors

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import tahoe
+from tahoe.errors import InputError
+
+
+def test_means_match_the_reference(tiny, tiny_cells, reference):
+    truth = np.load(reference / "tiny-golden.npz")
+    tahoe.tl.embed_genes(tiny_cells, tiny)
+    tokens = tiny.vocabulary.tokens_of(tiny_cells.var_names)
+    ours, n_cells = tiny_cells.varm["tahoe"], tiny_cells.varm["tahoe_n_cells"][:, 0]
+    known = tokens >= 0
+    np.testing.assert_array_equal(n_cells[known], truth["mean_gene_count"][tokens[known]])
+    assert (n_cells[~known] == 0).all()
+    seen = n_cells > 0
+    np.testing.assert_allclose(ours[seen], truth["mean_gene_emb"][tokens[seen]], atol=1e-5, rtol=0)
+    assert np.isnan(ours[~seen]).all()
+    assert ours.dtype == np.float32
+    assert tiny_cells.uns["tahoe"]["context"] is True
+
+
+def test_groups_are_their_cells_alone(tiny, full_cells):
+    full_cells.obs["kind"] = pd.Categorical(np.where(np.arange(63) % 3 == 0, "a", "b"), categories=["z", "b", "a"])
+    tahoe.tl.embed_genes(full_cells, tiny, groupby="kind")
+    assert full_cells.uns["tahoe"]["groups"] == ["b", "a"]
+    assert "tahoe" not in full_cells.varm
+    for number, group in enumerate(["b", "a"]):
+        alone = full_cells[full_cells.obs["kind"] == group].copy()
+        del alone.varm
+        tahoe.tl.embed_genes(alone, tiny)
+        np.testing.assert_array_equal(full_cells.varm[f"tahoe_{group}"], alone.varm["tahoe"])
+        np.testing.assert_array_equal(full_cells.varm["tahoe_n_cells"][:, number], alone.varm["tahoe_n_cells"][:, 0])
+
+
+def test_mean_of_single_cells_in_float64(tiny, full_cells):
+    cells = full_cells[:20].copy()
+    sums, n_cells = np.zeros((cells.n_vars, 64)), np.zeros(cells.n_vars)
+    for cell in cells.obs_names:
+        vectors = tahoe.get.gene_embeddings(cells, tiny, cell)
+        places = cells.var_names.get_indexer(vectors.index)
+        assert (np.diff(places) > 0).all()
+        sums[places] += vectors
+        n_cells[places] += 1
+    tahoe.tl.embed_genes(cells, tiny)
+    seen = n_cells > 0
+    np.testing.assert_allclose(cells.varm["tahoe"][seen], sums[seen] / n_cells[seen, None], atol=1e-6, rtol=0)
+    tahoe.tl.embed_genes(cells, tiny, token_budget=5000)
+    np.testing.assert_allclose(cells.varm["tahoe"][seen], sums[seen] / n_cells[seen, None], atol=3e-6, rtol=0)
+
+
+def test_without_context(tiny, full_cells):
+    tahoe.tl.embed_genes(full_cells, tiny, context=False, key_added="input")
+    tokens = tiny.vocabulary.tokens_of(full_cells.var_names)
+    expected = tiny.network.gene_inputs(torch.from_numpy(tokens[tokens >= 0]))
+    np.testing.assert_array_equal(full_cells.varm["input"][tokens >= 0], expected)
+    assert np.isnan(full_cells.varm["input"][tokens < 0]).all()
+    assert full_cells.uns["input"]["context"] is False
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"groupby": "nothing"}, "groupby='nothing' is not a column of adata.obs"),
+        ({"groupby": "holes"}, r"obs\['holes'\] is missing for 1 cells"),
+        ({"key_added": "loadings"}, r"varm\['loadings'\] exists and was not written by tahoe"),
+        ({"layer": "nothing"}, "does not exist"),
+    ],
+)
+def test_bad_arguments(tiny, full_cells, options, message):
+    full_cells.obs["holes"] = pd.Categorical([None, *["x"] * 62])
+    full_cells.varm["loadings"] = np.zeros((1600, 2))
+    before = set(full_cells.varm), set(full_cells.uns)
+    with pytest.raises(InputError, match=message):
+        tahoe.tl.embed_genes(full_cells, tiny, **options)
+    assert (set(full_cells.varm), set(full_cells.uns)) == before
+
+
+def test_a_result_that_does_not_fit(tiny, full_cells, monkeypatch):
+    monkeypatch.setattr("os.sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 100)
+    with pytest.raises(InputError, match=r"would need .* GiB .*choose a groupby= with fewer groups"):
+        tahoe.tl.embed_genes(full_cells, tiny)
