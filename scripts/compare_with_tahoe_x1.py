@@ -189,8 +189,10 @@ def compare(config: ModelConfig, cells: Cells, folder: Path, seed: int, with_dru
     write_checkpoint(folder / "written-model", random_network(config, seed), cells.vocabulary, DRUGS)
     ours, theirs = load_model(folder / "written-model", device="cpu"), Theirs(folder / "written-model", with_drugs)
     csr = cells.counts.indptr, cells.counts.indices, cells.counts.data
-    tokens = tokenize(*csr, cells.column_tokens, config=config, vocabulary=cells.vocabulary, drugs=with_drugs)
-    batch = replace(ours.batch(tokens), drugs_C=torch.from_numpy(cells.drugs) if with_drugs else None)
+    tokens = tokenize(
+        *csr, cells.column_tokens, config=config, vocabulary=cells.vocabulary, drugs=cells.drugs if with_drugs else None
+    )
+    batch = ours.batch(tokens)
     their_cells = theirs.tokens(cells)
     found = {"cells": len(tokens), "tokens": len(tokens.ids)}
     if not torch.equal(batch.ids_T, torch.cat([cell["gene"][0] for cell in their_cells])):

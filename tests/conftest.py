@@ -40,7 +40,7 @@ def tiny_cells(reference) -> anndata.AnnData:
 
     Their ids were drawn at random, and some are those of retired genes, so the mapping is given and not looked up.
     """
-    cells = read_cells(reference / "tiny-input.npz")
+    cells = _read_cells(reference / "tiny-input.npz")
     cells.var["tahoe_gene"] = cells.var_names
     return cells
 
@@ -54,10 +54,16 @@ def full_cells(tiny_cells) -> anndata.AnnData:
 @pytest.fixture(scope="session")
 def heart() -> anndata.AnnData:
     """40 real cells with about 2,200 genes each, by Ensembl id."""
-    return read_cells(HERE / "data" / "heart.npz")
+    return _read_cells(HERE / "data" / "heart.npz")
 
 
-def read_cells(path: Path) -> anndata.AnnData:
+@pytest.fixture(scope="session")
+def read_cells():
+    """Reader of the cells that lie beside the tests."""
+    return _read_cells
+
+
+def _read_cells(path: Path) -> anndata.AnnData:
     with np.load(path) as file:
         counts = file["data"].astype(np.float32), file["indices"].astype(np.int32), file["indptr"]
         matrix = sparse.csr_matrix(counts, shape=(len(file["indptr"]) - 1, len(file["genes"])))

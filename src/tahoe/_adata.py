@@ -164,6 +164,24 @@ def groups_of(adata: AnnData, groupby: str | None) -> tuple[np.ndarray, list[str
     return column.cat.codes.to_numpy(dtype=np.int64), [str(name) for name in column.cat.categories]
 
 
+def drugs_of(adata: AnnData, drug_key: str, known: Mapping[str, int]) -> np.ndarray:
+    """Id of each cell's drug, 0 where the column has a missing value."""
+    if drug_key not in adata.obs:
+        message = f"drug_key={drug_key!r} is not a column of adata.obs, which has {_listed(adata.obs)}"
+        raise InputError(message)
+    column = adata.obs[drug_key]
+    ids = np.zeros(adata.n_obs, dtype=np.int64)
+    present = column.notna().to_numpy()
+    names = column[present].astype(str)
+    unknown = [name for name in names.unique() if name not in known]
+    if unknown:
+        near = [f"{name!r} (near: {_listed(difflib.get_close_matches(name, known, n=3))})" for name in unknown[:5]]
+        message = f"obs[{drug_key!r}] has {len(unknown)} drugs that the model does not know: {', '.join(near)}"
+        raise InputError(message)
+    ids[present] = names.map(known).to_numpy(dtype=np.int64)
+    return ids
+
+
 def row_of(adata: AnnData, cell: str | int) -> int:
     """Row number of a cell that is given by its name or by its number."""
     if isinstance(cell, str):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,29 +37,48 @@ def plan(bounds: np.ndarray, token_budget: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(cuts))
 
 
-def embed_cells(
-    model: TahoeModel,
-    blocks: Iterable[sparse.csr_array],
-    column_tokens: np.ndarray,
-    *,
-    n_cells: int,
-    max_length: int,
-    seed: int = 0,
-    normalize: bool = True,
-    token_budget: int | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Embed the cells of a stream of row blocks.
+@dataclass(frozen=True)
+class Stream:
+    """Cells as they come from storage, and how they are to become batches of tokens."""
+
+    blocks: Iterable[sparse.csr_array]
+    column_tokens: np.ndarray
+    """Token id of each column, -1 for columns that are left out."""
+    n_cells: int
+    max_length: int
+    seed: int = 0
+    token_budget: int | None = None
+    """Most tokens in one pass; None is the default of the device."""
+    drugs: np.ndarray | None = None
+    """Drug of each cell."""
+
+    def batches(self, model: TahoeModel) -> Iterator[tuple[int, Tokens]]:
+        """The number of the first cell, and the tokens, of each batch."""
+        budget = self.token_budget or TOKEN_BUDGET[model.device.type]
+        done = 0
+        with tqdm(total=self.n_cells, unit="cell", disable=not settings.progress) as bar:
+            for block in self.blocks:
+                drugs = None if self.drugs is None else self.drugs[done : done + block.shape[0]]
+                tokens = model.tokenize(
+                    block, self.column_tokens, max_length=self.max_length, seed=self.seed, drugs=drugs
+                )
+                for start, stop in plan(tokens.bounds, budget):
+                    yield done + start, tokens.cells(start, stop)
+                    bar.update(stop - start)
+                done += len(tokens)
+
+
+def embed_cells(model: TahoeModel, stream: Stream, *, normalize: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Embed the cells of a stream.
 
     Returns
     -------
     The embeddings (cells, d_model) float32, NaN for cells that express no gene of the vocabulary, and how many such
     genes each cell expresses (int64).
     """
-    embeddings = np.full((n_cells, model.config.d_model), np.nan, dtype=np.float32)
-    n_genes = np.zeros(n_cells, dtype=np.int64)
-    for first, tokens in batches(
-        model, blocks, column_tokens, n_cells=n_cells, max_length=max_length, seed=seed, token_budget=token_budget
-    ):
+    embeddings = np.full((stream.n_cells, model.config.d_model), np.nan, dtype=np.float32)
+    n_genes = np.zeros(stream.n_cells, dtype=np.int64)
+    for first, tokens in stream.batches(model):
         here = slice(first, first + len(tokens))
         n_genes[here] = tokens.n_genes
         embeddings[here] = model.embed_cells(tokens).cpu().numpy()
@@ -68,15 +88,7 @@ def embed_cells(
 
 
 def mean_gene_vectors(
-    model: TahoeModel,
-    blocks: Iterable[sparse.csr_array],
-    column_tokens: np.ndarray,
-    groups: np.ndarray,
-    n_groups: int,
-    *,
-    max_length: int,
-    seed: int = 0,
-    token_budget: int | None = None,
+    model: TahoeModel, stream: Stream, groups: np.ndarray, n_groups: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean contextual vector of each column's gene in each group of cells, in one pass.
 
@@ -85,15 +97,13 @@ def mean_gene_vectors(
     The means (groups, columns, d_model) float32, NaN where no cell of the group expresses the gene, and over how many
     cells they go (groups, columns) int64.
     """
-    n_columns, width = len(column_tokens), model.config.d_model
+    n_columns, width = len(stream.column_tokens), model.config.d_model
     column_of = np.full(model.config.vocab_size, -1)
-    known = np.flatnonzero(column_tokens >= 0)
-    column_of[column_tokens[known]] = known
+    known = np.flatnonzero(stream.column_tokens >= 0)
+    column_of[stream.column_tokens[known]] = known
     sums = torch.zeros(n_groups * n_columns, width, dtype=torch.float64)
     n_cells = np.zeros(n_groups * n_columns, dtype=np.int64)
-    for first, tokens in batches(
-        model, blocks, column_tokens, n_cells=len(groups), max_length=max_length, seed=seed, token_budget=token_budget
-    ):
+    for first, tokens in stream.batches(model):
         output = model.embed_tokens(tokens).cpu()
         check_finite(output.numpy(), first, model)
         columns = column_of[tokens.ids]
@@ -112,28 +122,6 @@ def check_fits(n_bytes: int, what: str) -> None:
     if n_bytes > memory / 2:
         message = f"the result would need {n_bytes / 2**30:,.1f} GiB of memory for {what}"
         raise InputError(message)
-
-
-def batches(
-    model: TahoeModel,
-    blocks: Iterable[sparse.csr_array],
-    column_tokens: np.ndarray,
-    *,
-    n_cells: int,
-    max_length: int,
-    seed: int = 0,
-    token_budget: int | None = None,
-) -> Iterator[tuple[int, Tokens]]:
-    """Tokenise a stream of row blocks and cut it: the number of the first cell, and the tokens, of each batch."""
-    budget = token_budget or TOKEN_BUDGET[model.device.type]
-    done = 0
-    with tqdm(total=n_cells, unit="cell", disable=not settings.progress) as bar:
-        for block in blocks:
-            tokens = model.tokenize(block, column_tokens, max_length=max_length, seed=seed)
-            for start, stop in plan(tokens.bounds, budget):
-                yield done + start, tokens.cells(start, stop)
-                bar.update(stop - start)
-            done += len(tokens)
 
 
 def check_finite(vectors: np.ndarray, first: int, model: TahoeModel) -> None:

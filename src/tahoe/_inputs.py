@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tahoe._adata import Matrix, check_values, choose_matrix, mapped_genes, provenance, selected_genes
+from tahoe._adata import Matrix, check_values, choose_matrix, drugs_of, mapped_genes, provenance, selected_genes
+from tahoe._engine import Stream
 from tahoe._genes import check_coverage
 from tahoe.errors import InputError
 from tahoe.model import TahoeModel, load_model
+from tahoe.model.checkpoint import read_drugs
 
 if TYPE_CHECKING:
-    import os
+    from collections.abc import Mapping
 
     import torch
     from anndata import AnnData
@@ -33,6 +37,20 @@ class Inputs:
     """The gene mapping, if it was made here and is to be written with the results."""
     parameters: dict[str, Any]
     """Those that go into the provenance."""
+    drugs: np.ndarray | None = None
+    """Drug of each cell, where a drug token was asked for."""
+
+    def stream(self, *, max_length: int, seed: int, token_budget: int | None) -> Stream:
+        """The cells, to be read once."""
+        return Stream(
+            self.matrix.checked_blocks(),
+            self.column_tokens,
+            self.matrix.n_cells,
+            max_length,
+            seed,
+            token_budget,
+            self.drugs,
+        )
 
     def record(self, **parameters: Any) -> dict[str, Any]:
         """Provenance of a result, for ``uns``."""
@@ -46,17 +64,20 @@ def read_inputs(
     *,
     layer: str | None,
     use_raw: bool,
-    mask_var: str | np.ndarray | None,
-    min_coverage: float,
-    device: str | torch.device | None,
-    dtype: str | torch.dtype | None,
-    attention: str | None,
+    mask_var: str | np.ndarray | None = None,
+    min_coverage: float = 0.5,
+    drug_key: str | None = None,
+    drugs: str | os.PathLike[str] | Mapping[str, int] | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    attention: str | None = None,
 ) -> Inputs:
     """Check cheap things first: a bad argument is told before weights are loaded."""
     matrix = choose_matrix(adata, layer=layer, use_raw=use_raw)
     used = selected_genes(matrix, mask_var)
     check_values(next(matrix.blocks()), matrix)
     loaded = load_model(model, device=device, dtype=dtype, attention=attention)
+    drug_ids = read_drug_ids(adata, loaded, drug_key, drugs)
     genes, mapping = mapped_genes(adata, matrix)
     names = matrix.var.index.to_numpy()
     check_coverage(
@@ -64,7 +85,39 @@ def read_inputs(
     )
     column_tokens = np.where(used, loaded.vocabulary.tokens_of(genes), -1)
     told = mask_var if mask_var is None or isinstance(mask_var, str) else "an array"
-    return Inputs(matrix, loaded, column_tokens, mapping, {"mask_var": told, "min_coverage": min_coverage})
+    parameters = {"mask_var": told, "min_coverage": min_coverage, "drug_key": drug_key}
+    return Inputs(matrix, loaded, column_tokens, mapping, parameters, drug_ids)
+
+
+def read_drug_ids(
+    adata: AnnData,
+    model: TahoeModel,
+    drug_key: str | None,
+    drugs: str | os.PathLike[str] | Mapping[str, int] | None,
+) -> np.ndarray | None:
+    """Drug of each cell by its id in the model, 0 where it is missing, as in training; None without `drug_key`."""
+    if drug_key is None:
+        if drugs is not None:
+            message = "drugs= is given, but drug_key= is not; name the column of adata.obs with the drugs"
+            raise InputError(message)
+        return None
+    if model.config.drug_encoder is None:
+        message = (
+            f"drug_key={drug_key!r}, but the model {model.name!r} has no drug encoder; of the released ones, 3b has"
+        )
+        raise InputError(message)
+    known = read_drugs(Path(drugs)) if isinstance(drugs, str | os.PathLike) else dict(drugs or model.drugs)
+    if not known:
+        message = (
+            f"the model {model.name!r} does not name its drugs; pass drugs=, a mapping or a JSON file of names and ids"
+        )
+        raise InputError(message)
+    too_high = [name for name, id_ in known.items() if not 0 <= id_ < model.config.drug_encoder.n_drugs]
+    if too_high:
+        n_drugs = model.config.drug_encoder.n_drugs
+        message = f"drugs: {too_high[0]!r} has id {known[too_high[0]]}; the model has {n_drugs} drugs"
+        raise InputError(message)
+    return drugs_of(adata, drug_key, known)
 
 
 def check_at_least(**limits: tuple[int | None, int]) -> None:

@@ -13,6 +13,7 @@ from tahoe.errors import InputError
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Mapping
 
     from anndata import AnnData
 
@@ -28,6 +29,8 @@ def gene_embeddings(
     *,
     layer: str | None = None,
     use_raw: bool = False,
+    drug_key: str | None = None,
+    drugs: str | os.PathLike[str] | Mapping[str, int] | None = None,
     max_length: int = 2048,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -41,7 +44,7 @@ def gene_embeddings(
         As for `tahoe.tl.embed`. Load it once with `tahoe.load_model` to look at several cells.
     cell
         Name of the cell in ``adata.obs_names``, or its number, from 0.
-    layer, use_raw, max_length, seed
+    layer, use_raw, drug_key, drugs, max_length, seed
         As for `tahoe.tl.embed`.
 
     Returns
@@ -64,24 +67,16 @@ def gene_embeddings(
     """
     check_at_least(max_length=(max_length, 2))
     row = row_of(adata, cell)
-    inputs = read_inputs(
-        adata,
-        model,
-        layer=layer,
-        use_raw=use_raw,
-        mask_var=None,
-        min_coverage=0,
-        device=None,
-        dtype=None,
-        attention=None,
-    )
+    inputs = read_inputs(adata, model, layer=layer, use_raw=use_raw, min_coverage=0, drug_key=drug_key, drugs=drugs)
     block = next(inputs.matrix.checked_blocks(row, row + 1))
-    tokens = inputs.model.tokenize(block, inputs.column_tokens, max_length=max_length, seed=seed)
+    of_cell = None if inputs.drugs is None else inputs.drugs[row : row + 1]
+    tokens = inputs.model.tokenize(block, inputs.column_tokens, max_length=max_length, seed=seed, drugs=of_cell)
     if not tokens.n_genes[0]:
         message = f"cell={cell!r} expresses no gene of the model's vocabulary; choose another cell"
         raise InputError(message)
-    vectors = inputs.model.embed_tokens(tokens).cpu().numpy()[1:]
+    n_special = 1 if of_cell is None else 2
+    vectors = inputs.model.embed_tokens(tokens).cpu().numpy()[n_special:]
     column_of = {token: column for column, token in enumerate(inputs.column_tokens.tolist()) if token >= 0}
-    columns = np.array([column_of[token] for token in tokens.ids[1:].tolist()])
+    columns = np.array([column_of[token] for token in tokens.ids[n_special:].tolist()])
     order = np.argsort(columns)
     return pd.DataFrame(vectors[order], index=inputs.matrix.var.index[columns[order]])

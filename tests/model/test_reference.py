@@ -9,8 +9,6 @@ import pytest
 import torch
 
 from tahoe.model import load_model
-from tahoe.model.attention import Spans
-from tahoe.model.network import Batch
 from tahoe.model.tokenizer import tokenize
 
 CASES = [("tiny", "golden"), ("drug", "no_drug"), ("drug", "with_drug"), ("drug", "drug_id_0")]
@@ -33,7 +31,7 @@ class Case:
             self.model.vocabulary.tokens_of(cells["genes"]),
             config=self.model.config,
             vocabulary=self.model.vocabulary,
-            drugs=self.n_special == 2,
+            drugs=self.truth["drug_ids"] if self.n_special == 2 else None,
         )
         self.order = np.concatenate([self.order_of(cell) for cell in range(64)])
 
@@ -44,9 +42,7 @@ class Case:
         return order if local else order + start
 
     def batch(self):
-        drugs = torch.tensor(self.truth["drug_ids"]) if self.n_special == 2 else None
-        spans = Spans.of(self.tokens.bounds.tolist(), torch.device("cpu"))
-        return Batch(torch.from_numpy(self.tokens.ids), torch.from_numpy(self.tokens.values), spans, drugs_C=drugs)
+        return self.model.batch(self.tokens)
 
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)

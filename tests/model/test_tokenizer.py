@@ -138,13 +138,14 @@ def test_choice_keeps_bins_and_spreads():
 def test_drug_token_takes_the_second_place():
     vocabulary = Vocabulary({**VOCABULARY.ids, "<drug>": 303})
     counts = random_counts(3)
-    tokens = run(counts, vocabulary=vocabulary, drugs=True, max_length=30)
+    tokens = run(counts, vocabulary=vocabulary, drugs=np.arange(20), max_length=30)
     plain = run(counts, vocabulary=vocabulary, max_length=29)
     starts = tokens.bounds[:-1]
     assert (tokens.ids[starts + 1] == 303).all()
     assert (tokens.values[starts + 1] == -2).all()
     assert tokens.lengths.tolist() == (plain.lengths + 1).tolist()
     np.testing.assert_array_equal(np.delete(tokens.ids, starts + 1), plain.ids)
+    assert tokens.cells(4, 7).drugs.tolist() == [4, 5, 6]
 
 
 def test_log_transform_instead_of_bins():

@@ -79,7 +79,13 @@ class TahoeModel:
         return file_sha256(self.folder / WEIGHTS_FILE) if self.folder else ""
 
     def tokenize(
-        self, block: sparse.csr_array, column_tokens: np.ndarray, *, max_length: int | None = None, seed: int = 0
+        self,
+        block: sparse.csr_array,
+        column_tokens: np.ndarray,
+        *,
+        max_length: int | None = None,
+        seed: int = 0,
+        drugs: np.ndarray | None = None,
     ) -> Tokens:
         """Tokenise rows of a matrix whose columns have these token ids (`Vocabulary.tokens_of`)."""
         return tokenize(
@@ -91,6 +97,7 @@ class TahoeModel:
             vocabulary=self.vocabulary,
             max_length=max_length,
             seed=seed,
+            drugs=drugs,
         )
 
     def batch(self, tokens: Tokens) -> Batch:
@@ -99,6 +106,7 @@ class TahoeModel:
             torch.from_numpy(tokens.ids).to(self.device, non_blocking=True),
             torch.from_numpy(tokens.values).to(self.device, non_blocking=True),
             Spans.of(tokens.bounds.tolist(), self.device),
+            drugs_C=None if tokens.drugs is None else torch.from_numpy(tokens.drugs).to(self.device),
         )
 
     @torch.inference_mode()

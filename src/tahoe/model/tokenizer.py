@@ -39,6 +39,8 @@ class Tokens:
     """Cell ``i`` is ``bounds[i]:bounds[i + 1]`` (int64), (cells + 1,)."""
     n_genes: np.ndarray
     """How many genes of the vocabulary each cell expresses, dropped ones included (int64), (cells,)."""
+    drugs: np.ndarray | None = None
+    """Drug of each cell (int64), (cells,); the second token of each cell is then the drug token."""
 
     def __len__(self) -> int:
         return len(self.n_genes)
@@ -54,13 +56,15 @@ class Tokens:
         ids, values, lengths, n_genes = (
             np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "values", "lengths", "n_genes")
         )
-        return cls(ids, values, np.concatenate([[0], np.cumsum(lengths)]), n_genes)
+        drugs = None if parts[0].drugs is None else np.concatenate([part.drugs for part in parts])
+        return cls(ids, values, np.concatenate([[0], np.cumsum(lengths)]), n_genes, drugs)
 
     def cells(self, start: int, stop: int) -> Tokens:
         """Some of the cells, as a view."""
         first, last = self.bounds[start], self.bounds[stop]
         bounds = self.bounds[start : stop + 1] - first
-        return Tokens(self.ids[first:last], self.values[first:last], bounds, self.n_genes[start:stop])
+        drugs = None if self.drugs is None else self.drugs[start:stop]
+        return Tokens(self.ids[first:last], self.values[first:last], bounds, self.n_genes[start:stop], drugs)
 
 
 def tokenize(
@@ -73,7 +77,7 @@ def tokenize(
     vocabulary: Vocabulary,
     max_length: int | None = None,
     seed: int = 0,
-    drugs: bool = False,
+    drugs: np.ndarray | None = None,
 ) -> Tokens:
     """Tokenise a block of CSR rows.
 
@@ -91,7 +95,7 @@ def tokenize(
     seed
         Of that choice.
     drugs
-        Whether each cell carries a drug token.
+        Drug of each row, for checkpoints with a drug encoder; `None` leaves the drug token away.
     """
     rows, tokens, values = _expressed(indptr, indices, data, column_tokens)
     n_cells = len(indptr) - 1
@@ -101,7 +105,7 @@ def tokenize(
     elif config.log_transform:
         sums = np.bincount(rows, weights=values, minlength=n_cells).astype(np.float32)
         values = np.log1p(values / (sums[rows] + np.float32(1e-9)) * np.float32(config.target_sum))
-    n_special = 2 if drugs else 1
+    n_special = 1 if drugs is None else 2
     if max_length is not None:
         kept = _chosen(rows, tokens, values, n_genes, max_length - n_special, seed)
         rows, tokens, values = rows[kept], tokens[kept], values[kept]
@@ -110,10 +114,10 @@ def tokenize(
     places = np.arange(len(rows)) + n_special * (rows + 1)
     ids = np.full(bounds[-1], vocabulary.cell, dtype=np.int64)
     packed = np.full(bounds[-1], config.pad_value, dtype=np.float32)
-    if drugs:
+    if drugs is not None:
         ids[bounds[:-1] + 1] = vocabulary.drug
     ids[places], packed[places] = tokens, values
-    return Tokens(ids, packed, bounds, n_genes)
+    return Tokens(ids, packed, bounds, n_genes, drugs)
 
 
 def _expressed(

@@ -13,6 +13,7 @@ from tahoe.errors import TahoeWarning
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Mapping
 
     import torch
     from anndata import AnnData
@@ -29,6 +30,8 @@ def embed(
     layer: str | None = None,
     use_raw: bool = False,
     mask_var: str | np.ndarray | None = None,
+    drug_key: str | None = None,
+    drugs: str | os.PathLike[str] | Mapping[str, int] | None = None,
     max_length: int = 2048,
     min_coverage: float = 0.5,
     normalize: bool = True,
@@ -60,6 +63,13 @@ def embed(
     mask_var
         Which genes to use: a boolean array, or the name of a boolean column of ``adata.var``. All by default, and that
         is what the models were trained for: a selection of highly variable genes takes from them what they know.
+    drug_key
+        Column of ``adata.obs`` with the drug that each cell was treated with, for a model with a drug encoder (of the
+        released ones, ``"3b"``). Every cell then carries a drug token; a missing value means no drug, as in training.
+        Without `drug_key` no cell carries one.
+    drugs
+        Ids of the drugs by name, or a JSON file of them, where the checkpoint's folder has none; see
+        `TahoeModel.drugs`.
     max_length
         Most tokens of a cell, one of them the cell's own. A cell that expresses more genes keeps a subset that depends
         on `seed` and on its own content only.
@@ -100,7 +110,8 @@ def embed(
     Raises
     ------
     tahoe.errors.InputError
-        If the slot does not exist, or its values are negative, not finite, or imputed. `adata` is then as it was.
+        If the slot does not exist, or its values are negative, not finite, or imputed, or if a drug
+        is unknown. `adata` is then as it was.
     tahoe.errors.GeneError
         If too little of the counts falls on genes of the model's vocabulary: see `min_coverage`.
     tahoe.errors.ModelError, tahoe.errors.DeviceError
@@ -124,21 +135,15 @@ def embed(
         use_raw=use_raw,
         mask_var=mask_var,
         min_coverage=min_coverage,
+        drug_key=drug_key,
+        drugs=drugs,
         device=device,
         dtype=dtype,
         attention=attention,
     )
     log.info("embedding %d cells of %s with %r", inputs.matrix.n_cells, inputs.matrix.slot, inputs.model)
-    vectors, n_genes = embed_cells(
-        inputs.model,
-        inputs.matrix.checked_blocks(),
-        inputs.column_tokens,
-        n_cells=inputs.matrix.n_cells,
-        max_length=max_length,
-        seed=seed,
-        normalize=normalize,
-        token_budget=token_budget,
-    )
+    stream = inputs.stream(max_length=max_length, seed=seed, token_budget=token_budget)
+    vectors, n_genes = embed_cells(inputs.model, stream, normalize=normalize)
     _warn_of_empty_cells(n_genes)
     record = inputs.record(max_length=max_length, normalize=normalize, seed=seed, token_budget=token_budget)
     write(

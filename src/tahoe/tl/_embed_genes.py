@@ -11,6 +11,7 @@ from tahoe._inputs import check_at_least, read_inputs
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Mapping
 
     import torch
     from anndata import AnnData
@@ -28,6 +29,8 @@ def embed_genes(
     context: bool = True,
     layer: str | None = None,
     mask_var: str | np.ndarray | None = None,
+    drug_key: str | None = None,
+    drugs: str | os.PathLike[str] | Mapping[str, int] | None = None,
     max_length: int = 2048,
     min_coverage: float = 0.5,
     seed: int = 0,
@@ -53,7 +56,7 @@ def embed_genes(
         Column of ``adata.obs``; one mean for each of its groups instead of one over all cells.
     context
         False gives the vectors with which the genes enter the network: no cell and no expression is looked at.
-    layer, mask_var, max_length, min_coverage, seed
+    layer, mask_var, drug_key, drugs, max_length, min_coverage, seed
         As for `tahoe.tl.embed`.
     key_added
         Where in ``adata.varm`` the vectors go; with `groupby`, ``f"{key_added}_{group}"`` for each group.
@@ -103,6 +106,8 @@ def embed_genes(
         use_raw=False,
         mask_var=mask_var,
         min_coverage=min_coverage,
+        drug_key=drug_key,
+        drugs=drugs,
         device=device,
         dtype=dtype,
         attention=attention,
@@ -113,16 +118,8 @@ def embed_genes(
             f"{len(groups)} groups × {adata.n_vars} genes; choose a groupby= with fewer groups, or fewer genes",
         )
         log.info("embedding genes in %d cells of %s", inputs.matrix.n_cells, inputs.matrix.slot)
-        means, n_cells = mean_gene_vectors(
-            inputs.model,
-            inputs.matrix.checked_blocks(),
-            inputs.column_tokens,
-            codes,
-            len(groups),
-            max_length=max_length,
-            seed=seed,
-            token_budget=token_budget,
-        )
+        stream = inputs.stream(max_length=max_length, seed=seed, token_budget=token_budget)
+        means, n_cells = mean_gene_vectors(inputs.model, stream, codes, len(groups))
         names = [key_added] if groupby is None else [f"{key_added}_{group}" for group in groups]
         varm = dict(zip(names, means, strict=True)) | {f"{key_added}_n_cells": n_cells.T}
     else:
