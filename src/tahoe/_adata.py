@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -164,6 +164,21 @@ def groups_of(adata: AnnData, groupby: str | None) -> tuple[np.ndarray, list[str
     return column.cat.codes.to_numpy(dtype=np.int64), [str(name) for name in column.cat.categories]
 
 
+def columns_of(adata: AnnData, genes: Sequence[str] | None) -> np.ndarray:
+    """Column numbers of genes that are given by their names; all without `genes`."""
+    if genes is None:
+        return np.arange(adata.n_vars)
+    if isinstance(genes, str):
+        genes = [genes]
+    columns = adata.var_names.get_indexer_for(list(genes))
+    unknown = [gene for gene, column in zip(genes, columns, strict=False) if column < 0]
+    if unknown or not len(columns):
+        near = difflib.get_close_matches(unknown[0], adata.var_names, n=3) if unknown else []
+        message = f"genes={unknown[:5] or list(genes)}: not in adata.var_names (near: {_listed(near)})"
+        raise InputError(message)
+    return np.unique(columns)
+
+
 def drugs_of(adata: AnnData, drug_key: str, known: Mapping[str, int]) -> np.ndarray:
     """Id of each cell's drug, 0 where the column has a missing value."""
     if drug_key not in adata.obs:
@@ -224,6 +239,7 @@ def write(
     obs: Mapping[str, Any] | None = None,
     obsm: Mapping[str, Any] | None = None,
     varm: Mapping[str, Any] | None = None,
+    varp: Mapping[str, Any] | None = None,
     uns: Mapping[str, Any] | None = None,
     mapping: GeneMapping | None = None,
 ) -> None:
@@ -232,7 +248,7 @@ def write(
         adata.var["tahoe_gene"] = mapping.gene
         adata.var["tahoe_match"] = mapping.match
         adata.uns["tahoe_genes"] = mapping.report
-    for name, content in {"obs": obs, "obsm": obsm, "varm": varm, "uns": uns}.items():
+    for name, content in {"obs": obs, "obsm": obsm, "varm": varm, "varp": varp, "uns": uns}.items():
         for key, value in (content or {}).items():
             getattr(adata, name)[key] = value
 

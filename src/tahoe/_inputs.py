@@ -17,7 +17,7 @@ from tahoe.model import TahoeModel, load_model
 from tahoe.model.checkpoint import read_drugs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import torch
     from anndata import AnnData
@@ -51,6 +51,14 @@ class Inputs:
             token_budget,
             self.drugs,
         )
+
+    def expressed(self, columns: np.ndarray) -> np.ndarray:
+        """Those of the columns that the model knows and any cell expresses."""
+        present = (self.column_tokens[columns] >= 0) & (self.matrix.totals[columns] > 0)
+        if not present.any():
+            message = "none of these genes is known to the model and expressed in any cell; choose others"
+            raise InputError(message)
+        return columns[present]
 
     def record(self, **parameters: Any) -> dict[str, Any]:
         """Provenance of a result, for ``uns``."""
@@ -118,6 +126,26 @@ def read_drug_ids(
         message = f"drugs: {too_high[0]!r} has id {known[too_high[0]]}; the model has {n_drugs} drugs"
         raise InputError(message)
     return drugs_of(adata, drug_key, known)
+
+
+def choose_network_layers(layers: int | Sequence[int] | str, n_layers: int) -> tuple[int, ...]:
+    """Numbers of the network's layers, from 0."""
+    return _numbers("network_layer", layers, "all", n_layers, "layers")
+
+
+def choose_heads(heads: int | Sequence[int] | str, n_heads: int) -> tuple[int, ...]:
+    """Numbers of the heads, from 0."""
+    return _numbers("heads", heads, "mean", n_heads, "heads")
+
+
+def _numbers(argument: str, asked: int | Sequence[int] | str, every: str, n: int, what: str) -> tuple[int, ...]:
+    if isinstance(asked, str) and asked == every:
+        return tuple(range(n))
+    numbers = [asked] if isinstance(asked, int | np.integer) else asked
+    if isinstance(numbers, str) or not len(numbers) or any(not -n <= number < n for number in numbers):
+        message = f"{argument}={asked!r}: the network has {n} {what}, 0 to {n - 1}; {every!r} takes all"
+        raise InputError(message)
+    return tuple(sorted({int(number) % n for number in numbers}))
 
 
 def check_at_least(**limits: tuple[int | None, int]) -> None:

@@ -21,12 +21,13 @@ from tahoe.settings import settings
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
 
     import numpy as np
     from scipy import sparse
 
     from tahoe.model.config import ModelConfig
-    from tahoe.model.network import Network
+    from tahoe.model.network import Network, Observer
     from tahoe.model.vocab import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -118,6 +119,11 @@ class TahoeModel:
     def embed_tokens(self, tokens: Tokens) -> torch.Tensor:
         """Outputs of all tokens, (tokens, d_model) float32: each cell's own, then those of its genes."""
         return self.network(self.batch(tokens), self.attention)
+
+    @torch.inference_mode()
+    def observe(self, tokens: Tokens, layers: Sequence[int], observer: Observer) -> None:
+        """Show the attention weights of some layers to ``observer(layer, cell, weights)``, one cell at a time."""
+        self.network(self.batch(tokens), self.attention, observe=observer, layers=layers)
 
     @torch.inference_mode()
     def gene_inputs(self, tokens: np.ndarray) -> torch.Tensor:

@@ -7,7 +7,7 @@ K head size, L values of a table.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -205,12 +205,21 @@ class Network(nn.Module):
         self.expression = ExpressionDecoder(config)
         self.mvc = MVCDecoder(config) if config.mvc_decoder else None
 
-    def forward(self, batch: Batch, attention: str = "sdpa", observe: Observer | None = None) -> Tensor:
-        """Outputs of all tokens, (T, D) float32: a cell's embedding at its first token, its genes behind it."""
+    def forward(
+        self,
+        batch: Batch,
+        attention: str = "sdpa",
+        observe: Observer | None = None,
+        layers: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Outputs of all tokens, (T, D) float32: a cell's embedding at its first token, its genes behind it.
+
+        `observe` is shown the attention weights of each cell in `layers`, by default in all of them.
+        """
         masked_T = self._hidden_keys(batch)
         x_TD = self.inputs(batch)
         for number, layer in enumerate(self.layers):
-            if observe is not None:
+            if observe is not None and (layers is None or number in layers):
                 for cell in range(len(batch.cells.bounds) - 1):
                     weights_HNN = layer.attention_weights(x_TD, batch.cells, cell, masked_T)  # type: ignore[operator]
                     observe(number, cell, weights_HNN)

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from tahoe._adata import check_key, columns_of, groups_of, write
+from tahoe._engine import check_fits, mean_attention
+from tahoe._inputs import check_at_least, choose_heads, choose_network_layers, read_inputs
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+
+    import torch
+    from anndata import AnnData
+
+    from tahoe.model import TahoeModel
+
+log = logging.getLogger(__name__)
+
+
+def attention(
+    adata: AnnData,
+    model: str | os.PathLike[str] | TahoeModel = "70m",
+    *,
+    network_layer: int | Sequence[int] | str = -1,
+    heads: int | Sequence[int] | str = "mean",
+    groupby: str | None = None,
+    genes: Sequence[str] | None = None,
+    top_k: int | None = None,
+    layer: str | None = None,
+    drug_key: str | None = None,
+    drugs: str | os.PathLike[str] | Mapping[str, int] | None = None,
+    max_length: int = 2048,
+    min_coverage: float = 0.5,
+    seed: int = 0,
+    key_added: str = "tahoe_attention",
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    token_budget: int | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Average the attention between genes over cells.
+
+    In each cell a row of the attention matrix says from which tokens a token takes what it adds to itself; it sums to
+    one over all tokens of the cell. For each pair of genes this is the mean over the cells that express both. It says
+    how the network computes, not which gene regulates which.
+
+    Parameters
+    ----------
+    adata
+        Annotated data matrix, cells × genes, human.
+    model
+        As for `tahoe.tl.embed`.
+    network_layer
+        Which layer of the network: a number from 0, or from the end if negative; several numbers, or ``"all"``, are
+        averaged.
+    heads
+        ``"mean"`` over all heads, or the numbers of those to average.
+    groupby
+        Column of ``adata.obs``; one mean for each of its groups instead of one over all cells.
+    genes
+        Only these, by ``adata.var_names``. The attention is the same as without; it bounds the size of the result.
+    top_k
+        Keep only so many of the strongest entries of each row.
+    layer, drug_key, drugs, max_length, min_coverage, seed
+        As for `tahoe.tl.embed`. `layer` is one of ``adata.layers``, not of the network.
+    key_added
+        Where in ``adata.varp`` the result goes; with `groupby`, ``f"{key_added}_{group}"`` for each group.
+    device, dtype, token_budget
+        As for `tahoe.tl.embed`.
+    copy
+        Return a changed copy instead of changing `adata`.
+
+    Returns
+    -------
+    `None`, or the copy if ``copy=True``. Sets:
+
+    ``adata.varp[key_added]`` : `scipy.sparse.csr_matrix` (float32, genes × genes)
+        Row ``i``, column ``j``: how much gene ``i`` attends to gene ``j``, as a share of its attention, in the mean over
+        the cells that express both. Nothing is stored for pairs that no cell expresses.
+    ``adata.varm[f"{key_added}_from_cell"]`` : `numpy.ndarray` (float32, genes × groups)
+        How much the cell's own token attends to each gene, in the mean over the cells that express it; NaN where none
+        does.
+    ``adata.uns[key_added]`` : `dict`
+        What is needed to repeat this, with the names of the groups in their order under ``"groups"``.
+    ``adata.var["tahoe_gene"]``, ``adata.var["tahoe_match"]``, ``adata.uns["tahoe_genes"]``
+        As `tahoe.pp.map_genes` sets them, if that was not called before.
+
+    Raises
+    ------
+    tahoe.errors.InputError
+        If there is no such layer, head, gene or group, if no cell expresses any of `genes`, if the result would not
+        fit in memory (`genes` bounds it), or as `tahoe.tl.embed`.
+    tahoe.errors.GeneError, tahoe.errors.ModelError, tahoe.errors.DeviceError
+        As `tahoe.tl.embed`.
+
+    Examples
+    --------
+    >>> import tahoe
+    >>> adata = tahoe.datasets.pbmc68k()[:20].copy()
+    >>> tahoe.tl.attention(adata, model="demo", top_k=10)
+    >>> adata.varp["tahoe_attention"].shape == (adata.n_vars, adata.n_vars)
+    True
+    """
+    check_key(adata, key_added, "varp")
+    check_at_least(max_length=(max_length, 2), token_budget=(token_budget, 1), top_k=(top_k, 1))
+    codes, groups = groups_of(adata, groupby)
+    chosen = columns_of(adata, genes)
+    adata = adata.copy() if copy else adata
+    inputs = read_inputs(
+        adata,
+        model,
+        layer=layer,
+        use_raw=False,
+        min_coverage=min_coverage,
+        drug_key=drug_key,
+        drugs=drugs,
+        device=device,
+        dtype=dtype,
+    )
+    network_layers = choose_network_layers(network_layer, inputs.model.config.n_layers)
+    head_numbers = choose_heads(heads, inputs.model.config.n_heads)
+    columns = inputs.expressed(chosen)
+    check_fits(20 * len(groups) * len(columns) ** 2, f"{len(columns)} × {len(columns)} genes; choose fewer with genes=")
+    log.info("attention among %d genes in %d cells", len(columns), adata.n_obs)
+    matrices, from_cell = mean_attention(
+        inputs.model,
+        inputs.stream(max_length=max_length, seed=seed, token_budget=token_budget),
+        columns,
+        codes,
+        len(groups),
+        layers=network_layers,
+        heads=head_numbers,
+        top_k=top_k,
+    )
+    names = [key_added] if groupby is None else [f"{key_added}_{group}" for group in groups]
+    record = inputs.record(
+        network_layers=list(network_layers),
+        heads=list(head_numbers),
+        groupby=groupby,
+        top_k=top_k,
+        max_length=max_length,
+        seed=seed,
+        token_budget=token_budget,
+    )
+    record |= {"groups": groups} if groupby is not None else {}
+    write(
+        adata,
+        varp=dict(zip(names, matrices, strict=True)),
+        varm={f"{key_added}_from_cell": from_cell},
+        uns={key_added: record},
+        mapping=inputs.mapping,
+    )
+    return adata if copy else None

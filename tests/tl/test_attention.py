@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import tahoe
+from tahoe.errors import InputError
+
+
+def test_one_cell_matches_the_reference(tiny, tiny_cells, reference):
+    truth = np.load(reference / "tiny-golden.npz")
+    cell = tiny_cells[48:49].copy()
+    start, stop = truth["indptr"][48:50]
+    place = {token: i for i, token in enumerate(truth["genes"][start:stop])}
+    tokens = tiny.vocabulary.tokens_of(cell.var_names)
+    columns = np.array([column for column, token in enumerate(tokens) if token in place])
+    order = [place[tokens[column]] for column in columns]
+    for layer in (0, 1):
+        for heads in ("mean", 2):
+            expected = truth["attn_48"][layer]
+            expected = expected.mean(0) if heads == "mean" else expected[heads]
+            tahoe.tl.attention(cell, tiny, network_layer=layer, heads=heads)
+            ours = cell.varp["tahoe_attention"]
+            assert ours.nnz == len(columns) ** 2
+            np.testing.assert_allclose(
+                ours[columns][:, columns].toarray(), expected[np.ix_(order, order)], atol=1e-6, rtol=0
+            )
+            np.testing.assert_allclose(
+                cell.varm["tahoe_attention_from_cell"][columns, 0], expected[0, order], atol=1e-6, rtol=0
+            )
+    tahoe.tl.attention(cell, tiny, network_layer="all")
+    expected = truth["attn_48"].mean((0, 1))[np.ix_(order, order)]
+    np.testing.assert_allclose(cell.varp["tahoe_attention"][columns][:, columns].toarray(), expected, atol=1e-6, rtol=0)
+
+
+def per_cell(cells, model):
+    """The mean over the cells that express both genes, from single cells."""
+    sums, n_cells = np.zeros((2, cells.n_vars, cells.n_vars))
+    for row in range(cells.n_obs):
+        one = cells[row : row + 1].copy()
+        tahoe.tl.attention(one, model)
+        matrix = one.varp["tahoe_attention"].tocoo()
+        sums[matrix.row, matrix.col] += matrix.data
+        n_cells[matrix.row, matrix.col] += 1
+    return np.divide(sums, n_cells, out=np.zeros_like(sums), where=n_cells > 0), n_cells > 0
+
+
+def test_mean_over_cells_and_groups(tiny, full_cells):
+    cells = full_cells[:9].copy()
+    expected, seen = per_cell(cells, tiny)
+    tahoe.tl.attention(cells, tiny)
+    ours = cells.varp["tahoe_attention"]
+    assert ours.nnz == seen.sum()
+    np.testing.assert_allclose(ours.toarray(), expected, atol=1e-6, rtol=0)
+    cells.obs["half"] = ["a"] * 4 + ["b"] * 5
+    tahoe.tl.attention(cells, tiny, groupby="half", key_added="parts")
+    assert cells.uns["parts"]["groups"] == ["a", "b"]
+    for group, rows in (("a", slice(0, 4)), ("b", slice(4, 9))):
+        expected, _ = per_cell(cells[rows].copy(), tiny)
+        np.testing.assert_allclose(cells.varp[f"parts_{group}"].toarray(), expected, atol=1e-6, rtol=0)
+    assert cells.varm["parts_from_cell"].shape == (cells.n_vars, 2)
+
+
+def test_genes_and_top_k_only_thin_the_result(tiny, full_cells):
+    cells = full_cells[:6].copy()
+    tahoe.tl.attention(cells, tiny)
+    whole = cells.varp["tahoe_attention"].toarray()
+    genes = cells.var_names[[3, 50, 400, 900]]
+    tahoe.tl.attention(cells, tiny, genes=genes)
+    part = cells.varp["tahoe_attention"].toarray()
+    columns = cells.var_names.get_indexer(genes)
+    np.testing.assert_allclose(part[np.ix_(columns, columns)], whole[np.ix_(columns, columns)], rtol=0, atol=1e-7)
+    assert (np.delete(part, columns, axis=0) == 0).all()
+    tahoe.tl.attention(cells, tiny, top_k=5)
+    top = cells.varp["tahoe_attention"]
+    assert (np.diff(top.indptr) <= 5).all()
+    rows = np.flatnonzero(np.diff(top.indptr))
+    np.testing.assert_allclose(top.max(axis=1).toarray()[rows, 0], whole.max(axis=1)[rows], rtol=1e-6)
+    assert top.sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"network_layer": 2}, "network_layer=2: the network has 2 layers, 0 to 1; 'all' takes all"),
+        ({"network_layer": "last"}, "network_layer='last'"),
+        ({"heads": [0, 9]}, r"heads=\[0, 9\]: the network has 4 heads"),
+        ({"genes": ["ENSG"]}, r"genes=\['ENSG'\]: not in adata.var_names"),
+        ({"genes": []}, r"genes=\[\]"),
+        ({"groupby": "nothing"}, "groupby='nothing'"),
+        ({"top_k": 0}, "top_k=0"),
+    ],
+)
+def test_bad_arguments(tiny, full_cells, options, message):
+    with pytest.raises(InputError, match=message):
+        tahoe.tl.attention(full_cells, tiny, **options)
+    assert not full_cells.varp
+    assert not full_cells.uns
+
+
+def test_genes_that_nobody_expresses(tiny, full_cells):
+    cells = full_cells[:3].copy()
+    silent = cells.var_names[cells.X.sum(0).A1 == 0][:4]
+    with pytest.raises(InputError, match="expressed in any cell"):
+        tahoe.tl.attention(cells, tiny, genes=silent)
+
+
+def test_a_result_that_does_not_fit(tiny, full_cells, monkeypatch):
+    monkeypatch.setattr("os.sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 100)
+    with pytest.raises(InputError, match="choose fewer with genes="):
+        tahoe.tl.attention(full_cells, tiny)
