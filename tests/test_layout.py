@@ -25,6 +25,7 @@ PLACES = {
     "get": "verbs",
     "datasets": "verbs",
     "_inputs": "adata",
+    "_matrix": "adata",
     "_adata": "adata",
     "_engine": "engine",
     "model": "model",

@@ -1,153 +1,23 @@
-"""The only file that knows AnnData storage: choose the matrix, check it, walk it in blocks of rows, write results."""
+"""The slots of an AnnData: look up what arguments point to, write results, record where they come from."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import sparse
 
 from tahoe._genes import map_genes
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
 
     from tahoe._genes import GeneMapping
+    from tahoe._matrix import Matrix
     from tahoe.model import TahoeModel
-
-# Rows read at once: a block of 512 cells with 3,000 genes each is about 12 MB.
-BLOCK_CELLS = 512
-# The slots under which single-cell files keep raw counts, looked at only to write better error messages.
-COUNT_LAYERS = ("counts", "raw_counts", "count", "raw", "spliced")
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """One expression matrix of an AnnData, with the genes that its columns stand for."""
-
-    values: Any
-    var: pd.DataFrame
-    slot: str
-    """Where it lies, as a user would write it: ``X``, ``layers["counts"]``, ``raw.X``."""
-    remedy: str
-    """What to pass instead if the values will not do."""
-
-    @property
-    def n_cells(self) -> int:
-        return self.values.shape[0]
-
-    def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[sparse.csr_array]:
-        """Walk rows in order, a few at a time, as canonical CSR: sorted, without duplicates or stored zeros."""
-        stop = self.n_cells if stop is None else stop
-        for first in range(start, stop, BLOCK_CELLS):
-            yield _canonical_csr(self._by_rows[first : min(first + BLOCK_CELLS, stop)])
-
-    def checked_blocks(self, start: int = 0, stop: int | None = None) -> Iterator[sparse.csr_array]:
-        """Walk as `blocks` does, and refuse the first block with values that will not do."""
-        for block in self.blocks(start, stop):
-            check_values(block, self)
-            yield block
-
-    @cached_property
-    def _by_rows(self) -> Any:
-        # Slicing the rows of a CSC matrix costs a pass over the whole of it, so it is turned once.
-        return self.values.tocsr() if sparse.issparse(self.values) and self.values.format != "csr" else self.values
-
-    @cached_property
-    def totals(self) -> np.ndarray:
-        """Sum of each column (float64), in one pass."""
-        totals = np.zeros(self.values.shape[1])
-        for block in self.blocks():
-            totals += np.bincount(block.indices, weights=block.data, minlength=len(totals))
-        return totals
-
-
-def choose_matrix(adata: AnnData, *, layer: str | None = None, use_raw: bool = False) -> Matrix:
-    """The matrix that `layer` and `use_raw` point to.
-
-    Raises
-    ------
-    tahoe.errors.InputError
-        If both are given, if there is no such slot, or if the matrix has no cells, no genes, or no real numbers.
-    """
-    if layer is not None and use_raw:
-        message = f"layer={layer!r} and use_raw=True point to two matrices; pass only one of them"
-        raise InputError(message)
-    if layer is not None:
-        if layer not in adata.layers:
-            message = f"layers[{layer!r}] does not exist; adata.layers has {_listed(adata.layers)}"
-            raise InputError(message)
-        matrix = Matrix(adata.layers[layer], adata.var, f"layers[{layer!r}]", _remedy(adata, layer))
-    elif use_raw:
-        if adata.raw is None:
-            message = "use_raw=True, but adata.raw is None; leave use_raw away to use adata.X"
-            raise InputError(message)
-        matrix = Matrix(adata.raw.X, adata.raw.var, "raw.X", _remedy(adata, "raw.X"))
-    else:
-        if adata.X is None:
-            message = f"adata.X is None; {_remedy(adata, None)}"
-            raise InputError(message)
-        matrix = Matrix(adata.X, adata.var, "X", _remedy(adata, None))
-    if 0 in matrix.values.shape:
-        n_cells, n_genes = matrix.values.shape
-        message = f"{matrix.slot} has {n_cells} cells and {n_genes} genes; both must be at least 1"
-        raise InputError(message)
-    if np.dtype(matrix.values.dtype).kind not in "biuf":
-        message = f"{matrix.slot} holds {matrix.values.dtype}, which is not a real number. {matrix.remedy}"
-        raise InputError(message)
-    return matrix
-
-
-def check_values(block: sparse.csr_array, matrix: Matrix) -> None:
-    """Refuse values whose order within a cell no longer says how much of each gene was measured.
-
-    Counts, size-normalised and log-transformed values pass: Tahoe-x1 reads ranks. Negative, missing and infinite
-    values, and real numbers without a single zero (imputed or smoothed data), do not.
-    """
-    values = block.data
-    if not np.isfinite(values).all():
-        seen = "NaN" if np.isnan(values).any() else "infinite values"
-    elif values.size and values.min() < 0:
-        seen = f"negative values (as low as {values.min():.3g}), as scaled, regressed-out or batch-corrected data has"
-    elif _is_imputed(block):
-        seen = "real numbers and hardly a zero, as imputed or smoothed data has"
-    else:
-        return
-    message = (
-        f"{matrix.slot} holds {seen}; Tahoe-x1 ranks the expressed genes of each cell, so it needs counts, or counts"
-        f" that were only normalised by cell or log-transformed. {matrix.remedy}"
-    )
-    raise InputError(message)
-
-
-def selected_genes(matrix: Matrix, mask_var: str | np.ndarray | None) -> np.ndarray:
-    """Which columns `mask_var` selects, as booleans."""
-    n_genes = len(matrix.var)
-    if mask_var is None:
-        return np.ones(n_genes, dtype=bool)
-    if isinstance(mask_var, str):
-        if mask_var not in matrix.var:
-            message = f"mask_var={mask_var!r} is not a column of var, which has {_listed(matrix.var)}"
-            raise InputError(message)
-        name, mask = f"var[{mask_var!r}]", matrix.var[mask_var].to_numpy()
-    else:
-        name, mask = "mask_var", np.asarray(mask_var)
-    if mask.dtype != bool or mask.shape != (n_genes,) or not mask.any():
-        seen = (
-            f"{mask.dtype} of shape {mask.shape}"
-            if mask.dtype != bool or mask.ndim != 1
-            else f"{mask.sum()} of {len(mask)}"
-        )
-        message = f"{name} is {seen}; it must be {n_genes} booleans, one for each gene, not all of them False"
-        raise InputError(message)
-    return mask
 
 
 def groups_of(adata: AnnData, groupby: str | None) -> tuple[np.ndarray, list[str]]:
@@ -215,8 +85,8 @@ def row_of(adata: AnnData, cell: str | int) -> int:
 
 def check_key(adata: AnnData, key: str, slot: str = "obsm") -> None:
     """Refuse to overwrite what this package did not write."""
-    if not isinstance(key, str) or not key:
-        message = f"key_added={key!r}; it must be the name of a slot, such as 'X_tahoe'"
+    if not isinstance(key, str) or not key or "/" in key or key == "tahoe_genes":
+        message = f"key_added={key!r}; it must be the name of a slot, without '/', such as 'X_tahoe'"
         raise InputError(message)
     ours = isinstance(adata.uns.get(key), Mapping) and "tahoe_version" in adata.uns[key]
     taken = [f"{slot}[{key!r}]" for slot in (slot, "uns") if key in getattr(adata, slot)]
@@ -225,12 +95,40 @@ def check_key(adata: AnnData, key: str, slot: str = "obsm") -> None:
         raise InputError(message)
 
 
+def check_backing(adata: AnnData, copy: bool) -> None:
+    """Refuse, before the work, what anndata cannot do with an AnnData that lies in a file."""
+    if adata.isbacked and (copy or adata.is_view):
+        what = "copy=True" if copy else "a view"
+        message = f"adata is backed by a file, and {what} would load it; call adata.to_memory() if it fits"
+        raise InputError(message)
+
+
+def slot_names(key: str, groups: Sequence[str], groupby: str | None) -> list[str]:
+    """Slot of each group's result. HDF5 takes a slash for a folder, so it becomes an underscore."""
+    names = [key] if groupby is None else [f"{key}_{group}".replace("/", "_") for group in groups]
+    if len(set(names)) < len(names):
+        message = f"groups of obs[{groupby!r}] differ only by '/' and '_'; rename one of them"
+        raise InputError(message)
+    return names
+
+
 def mapped_genes(adata: AnnData, matrix: Matrix) -> tuple[np.ndarray, GeneMapping | None]:
     """Ensembl id of each column, and the mapping if it had to be made, to be written with the results."""
-    if "tahoe_gene" in matrix.var:
-        return matrix.var["tahoe_gene"].astype(str).to_numpy(dtype=object), None
-    mapping = map_genes(matrix.var, matrix.totals)
-    return mapping.gene, None if matrix.slot == "raw.X" else mapping
+    if "tahoe_gene" not in matrix.var:
+        organism = adata.uns.get("tahoe_genes", {}).get("organism", "human")
+        mapping = map_genes(matrix.var, matrix.totals, organism=organism)
+        mapping.report["counts_from"] = matrix.slot
+        return mapping.gene, None if matrix.slot == "raw.X" else mapping
+    column = matrix.var["tahoe_gene"]
+    genes = column.astype(object).where(column.notna(), "").astype(str)
+    twice = genes[(genes != "") & genes.duplicated()]
+    if len(twice):
+        message = (
+            f'var["tahoe_gene"] has {twice.iloc[0]} in several columns, as after anndata.concat(axis="var"); call'
+            " tahoe.pp.map_genes(adata) again, which settles which column keeps the gene"
+        )
+        raise InputError(message)
+    return genes.to_numpy(dtype=object), None
 
 
 def write(
@@ -270,39 +168,6 @@ def provenance(model: TahoeModel, matrix: Matrix, **parameters: Any) -> dict[str
         "versions": [f"{name} {version(name)}" for name in ("anndata", "numpy", "scipy", "torch")],
     }
     return {key: value for key, value in record.items() if value is not None}
-
-
-def _is_imputed(block: sparse.csr_array) -> bool:
-    n_cells, n_genes = block.shape
-    if n_genes < 50 or block.nnz < 0.98 * n_cells * n_genes:
-        return False
-    return bool((block.data != np.rint(block.data)).mean() > 0.5)
-
-
-def _canonical_csr(rows: Any) -> sparse.csr_array:
-    """Any slice of rows as CSR, without touching the user's arrays."""
-    if not sparse.issparse(rows):
-        dense = np.asarray(rows)
-        # scipy has no sparse half precision
-        return sparse.csr_array(dense.astype(np.float32) if dense.dtype == np.float16 else dense)
-    block = sparse.csr_array(rows)
-    if not block.has_canonical_format:
-        block = block.copy()
-        block.sum_duplicates()
-    if block.nnz and not block.data.all():
-        block = block.copy()
-        block.eliminate_zeros()
-    return block
-
-
-def _remedy(adata: AnnData, refused: str | None) -> str:
-    """Which slot to try instead of the refused one."""
-    for layer in COUNT_LAYERS:
-        if layer in adata.layers and layer != refused:
-            return f'layers["{layer}"] exists: pass layer="{layer}".'
-    if adata.raw is not None and refused != "raw.X":
-        return "adata.raw exists: pass use_raw=True if it holds counts or log-normalised values."
-    return "Pass layer= or use_raw= to point to such a matrix, or load the counts again."
 
 
 def _listed(names: Any) -> str:

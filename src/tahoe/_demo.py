@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import warnings
 from pathlib import Path
@@ -29,6 +30,9 @@ def run(output: str) -> None:
     folder = Path(output)
     if not folder.is_dir():
         message = f"the folder {output!r} does not exist; make it first, or choose another with --output"
+        raise InputError(message)
+    if importlib.util.find_spec("igraph") is None:
+        message = 'the demo clusters with Leiden, which needs igraph: pip install "tahoe-anndata[leiden]"'
         raise InputError(message)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("tahoe").setLevel(logging.INFO)

@@ -95,7 +95,9 @@ def _choose_names(var: pd.DataFrame, gene_key: str | None, organism: str) -> tup
     else:
         options = {"var_names": pd.Series(var.index)}
         if gene_key is None:
-            options |= {str(key): column for key, column in var.items() if _may_name_genes(str(key), column)}
+            # the index is var_names, whatever a column is called
+            columns = [key for key in var.columns if key != "var_names" and _may_name_genes(str(key), var[key])]
+            options |= {str(key): var[key] for key in columns}
     names = {key: _as_strings(column) for key, column in options.items()}
     key = next(iter(names))
     if len(names) > 1:
@@ -115,7 +117,11 @@ def _may_name_genes(key: str, column: pd.Series) -> bool:
     values = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
     if not pd.api.types.is_string_dtype(values) and not pd.api.types.is_object_dtype(values):
         return False
-    return column.nunique() > len(column) / 2
+    present = column.dropna()
+    # lists and other objects are no names, and cannot be counted
+    if not present.map(lambda name: isinstance(name, str)).all():
+        return False
+    return present.nunique() > len(column) / 2
 
 
 def _as_strings(values: Any) -> np.ndarray:

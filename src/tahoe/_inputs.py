@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tahoe._adata import Matrix, check_values, choose_matrix, drugs_of, mapped_genes, provenance, selected_genes
+from tahoe._adata import drugs_of, mapped_genes, provenance
 from tahoe._engine import Stream
 from tahoe._genes import check_coverage
+from tahoe._matrix import Matrix, check_values, choose_matrix, selected_genes
 from tahoe.errors import InputError
 from tahoe.model import TahoeModel, load_model
 from tahoe.model.checkpoint import read_drugs
@@ -79,22 +81,36 @@ def read_inputs(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     attention: str | None = None,
+    whole: bool = True,
 ) -> Inputs:
-    """Check cheap things first: a bad argument is told before weights are loaded."""
+    """Find and check everything that a verb needs.
+
+    Cheap things come first: a bad argument is told before weights are loaded. With ``whole=False`` nothing is asked of
+    the matrix as a whole, for verbs that look at one cell.
+    """
     matrix = choose_matrix(adata, layer=layer, use_raw=use_raw)
     used = selected_genes(matrix, mask_var)
-    check_values(next(matrix.blocks()), matrix)
+    if whole:
+        check_values(next(matrix.blocks()), matrix)
     loaded = load_model(model, device=device, dtype=dtype, attention=attention)
     drug_ids = read_drug_ids(adata, loaded, drug_key, drugs)
     genes, mapping = mapped_genes(adata, matrix)
     names = matrix.var.index.to_numpy()
-    check_coverage(
-        genes[used], matrix.totals[used], loaded.vocabulary.genes, names=names[used], refuse_below=min_coverage
-    )
+    parameters = {"mask_var": _told(mask_var), "min_coverage": min_coverage, "drug_key": drug_key}
+    if whole:
+        coverage = check_coverage(
+            genes[used], matrix.totals[used], loaded.vocabulary.genes, names=names[used], refuse_below=min_coverage
+        )
+        parameters["share_in_vocabulary"] = coverage.get("share_in_vocabulary")
     column_tokens = np.where(used, loaded.vocabulary.tokens_of(genes), -1)
-    told = mask_var if mask_var is None or isinstance(mask_var, str) else "an array"
-    parameters = {"mask_var": told, "min_coverage": min_coverage, "drug_key": drug_key}
     return Inputs(matrix, loaded, column_tokens, mapping, parameters, drug_ids)
+
+
+def _told(mask_var: str | np.ndarray | None) -> str | None:
+    """How the provenance names a selection of genes: its column, or the hash of its booleans."""
+    if mask_var is None or isinstance(mask_var, str):
+        return mask_var
+    return "sha256:" + hashlib.sha256(np.asarray(mask_var, dtype=bool).tobytes()).hexdigest()
 
 
 def read_drug_ids(

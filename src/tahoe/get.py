@@ -67,7 +67,7 @@ def gene_embeddings(
     """
     check_at_least(max_length=(max_length, 2))
     row = row_of(adata, cell)
-    inputs = read_inputs(adata, model, layer=layer, use_raw=use_raw, min_coverage=0, drug_key=drug_key, drugs=drugs)
+    inputs = read_inputs(adata, model, layer=layer, use_raw=use_raw, whole=False, drug_key=drug_key, drugs=drugs)
     block = next(inputs.matrix.checked_blocks(row, row + 1))
     of_cell = None if inputs.drugs is None else inputs.drugs[row : row + 1]
     tokens = inputs.model.tokenize(block, inputs.column_tokens, max_length=max_length, seed=seed, drugs=of_cell)

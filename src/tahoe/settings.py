@@ -55,10 +55,10 @@ def _from_environment() -> Settings:
     settings = Settings()
     for field in fields(Settings):
         text = os.environ.get(f"TAHOE_{field.name.upper()}")
-        if text is None:
+        if not text:
             continue
         if field.name == "progress":
-            settings.progress = text.strip().lower() not in {"0", "false", "no", "off", ""}
+            settings.progress = text.strip().lower() not in {"0", "false", "no", "off"}
         else:
             setattr(settings, field.name, Path(text) if field.name == "cache_dir" else text)
     return settings

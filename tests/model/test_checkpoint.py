@@ -123,6 +123,13 @@ def test_unexpected_weight_is_named(folder, name):
         load_model(folder)
 
 
+def test_weight_that_is_there_twice(folder):
+    key = "model.flag_encoder.weight"
+    change_weights(folder / "model.safetensors", lambda w: w.update({key.removeprefix("model."): w[key] + 1}))
+    with pytest.raises(ModelError, match=r"has model\.flag_encoder\.weight twice"):
+        load_model(folder)
+
+
 def test_weight_of_another_shape_is_named(folder):
     key = "model.flag_encoder.weight"
     change_weights(folder / "model.safetensors", lambda w: w.update({key: torch.ones(2, 3)}))
@@ -158,6 +165,8 @@ def test_whole_number_weights_are_refused(folder):
         ("model_config.yml", {"mvc": 3}, "mvc is 3; it must be keys and values"),
         ("collator_config.yml", {"num_bins": 11}, "num_bins is 11"),
         ("collator_config.yml", {"right_binning": True}, "right_binning is True"),
+        ("collator_config.yml", {"pad_value": -2.5}, "must be whole numbers"),
+        ("collator_config.yml", {"log_transform": True}, "do_binning and log_transform are both true"),
     ],
 )
 def test_configuration_that_would_compute_otherwise_is_refused(reference, tmp_path, file, change, message):
@@ -245,6 +254,9 @@ def test_what_this_machine_cannot_do(reference, options, message):
 def test_a_loaded_model_comes_back(tiny):
     assert load_model(tiny) is tiny
     assert load_model(tiny, device="cpu", dtype="float32") is tiny
+    assert load_model(tiny, device="cpu:0") is tiny
+    with pytest.raises(ModelError, match="model= is a loaded model"):
+        load_model(tiny, revision="main")
     with pytest.raises(DeviceError, match=r"dtype=.*load it again"):
         load_model(tiny, dtype="bfloat16")
 

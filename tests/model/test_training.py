@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tahoe.errors import ModelError
-from tahoe.model import ModelConfig, Vocabulary, tokenize
+from tahoe.model import ModelConfig, Tokens, Vocabulary, tokenize
 from tahoe.model.network import Network
 from tahoe.model.training import (
     TrainingPlan,
@@ -59,6 +59,14 @@ def test_losses_are_the_formula():
     torch.testing.assert_close(losses.expression, expression)
     torch.testing.assert_close(losses.mvc, mvc)
     torch.testing.assert_close(losses.total, (expression + mvc) / 2)
+
+
+def test_cells_with_nothing_to_mask_are_passed_over():
+    network = new_network(CONFIG).eval()
+    many = draw(np.random.default_rng(0), 32)
+    one = tokenize(np.array([0, 1]), np.array([0]), np.ones(1), np.array([2]), config=CONFIG, vocabulary=VOCABULARY)
+    together = evaluate(network, Tokens.joined([many, one]), cells_per_batch=32)
+    assert together == evaluate(network, many, cells_per_batch=32)
 
 
 def test_scaled_targets():

@@ -79,7 +79,7 @@ def test_scaled_values_give_way_to_a_layer_with_counts(adata):
     adata.layers["counts"] = adata.X.copy()
     adata.X = adata.X.toarray() - 20
     tahoe.pp.map_genes(adata)
-    assert adata.uns["tahoe_genes"]["counts_from"] == "layers['counts']"
+    assert adata.uns["tahoe_genes"]["counts_from"] == 'layers["counts"]'
     assert adata.uns["tahoe_genes"]["share_in_vocabulary"] == pytest.approx(0.95)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -35,6 +36,18 @@ def test_groups_are_their_cells_alone(tiny, full_cells):
         tahoe.tl.embed_genes(alone, tiny)
         np.testing.assert_array_equal(full_cells.varm[f"tahoe_{group}"], alone.varm["tahoe"])
         np.testing.assert_array_equal(full_cells.varm["tahoe_n_cells"][:, number], alone.varm["tahoe_n_cells"][:, 0])
+
+
+def test_groups_with_slashes_survive_a_file(tiny, full_cells, tmp_path):
+    full_cells.obs["kind"] = ["CD4+/CD45RO+"] * 30 + ["B"] * 33
+    tahoe.tl.embed_genes(full_cells, tiny, groupby="kind")
+    assert full_cells.uns["tahoe"]["groups"] == ["B", "CD4+/CD45RO+"]
+    full_cells.write_h5ad(tmp_path / "cells.h5ad")
+    again = anndata.read_h5ad(tmp_path / "cells.h5ad")
+    np.testing.assert_array_equal(again.varm["tahoe_CD4+_CD45RO+"], full_cells.varm["tahoe_CD4+_CD45RO+"])
+    full_cells.obs["kind"] = ["a/b"] * 30 + ["a_b"] * 33
+    with pytest.raises(InputError, match="differ only by"):
+        tahoe.tl.embed_genes(full_cells, tiny, groupby="kind", key_added="other")
 
 
 def test_mean_of_single_cells_in_float64(tiny, full_cells):

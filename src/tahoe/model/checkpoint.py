@@ -140,6 +140,10 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             names = {key: our_name(key) for key in file.keys()}  # noqa: SIM118  not a dict
+            if len(set(names.values())) < len(names):
+                twice = next(key for key in names if key.startswith(PREFIX) and key.removeprefix(PREFIX) in names)
+                message = f"{path.name} in {path.parent} has {twice} twice, with and without the prefix {PREFIX!r}"
+                raise ModelError(message)
             return {ours: file.get_tensor(key) for key, ours in names.items()}
     except (SafetensorError, ValueError, OSError) as error:
         message = (

@@ -138,6 +138,12 @@ class ModelConfig:
         mvc.refuse("arch_style", allowed=("inner product",))
         cells.refuse("right_binning", allowed=(False,))
         cells.refuse("num_bins", allowed=(N_BINS,))
+        if config.binning and (config.pad_value % 1 or config.mask_value % 1):
+            message = f"{COLLATOR_FILE}: with do_binning, pad_value and mask_value must be whole numbers"
+            raise ModelError(message)
+        if config.binning and config.log_transform:
+            message = f"{COLLATOR_FILE}: do_binning and log_transform are both true; only one of them can be"
+            raise ModelError(message)
         if config.d_model % config.n_heads:
             message = f"{MODEL_FILE}: d_model {config.d_model} is not a multiple of n_heads {config.n_heads}"
             raise ModelError(message)

@@ -76,9 +76,10 @@ def download(name: str, *, revision: str | None = None, cache_dir: Path | None =
             cache_dir=cache_dir,
         )
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
         message = (
-            f"model={name!r} could not be had from the Hub ({release.repository} at {revision[:12]}):"
-            f" {str(error).splitlines()[0]}. Without a connection, fetch the folder {release.folder} elsewhere"
+            f"model={name!r} could not be had from the Hub ({release.repository} at {revision[:12]}): {reason}."
+            f" Without a connection, fetch the folder {release.folder} elsewhere"
             f" (`hf download {release.repository} --include '{release.folder}/*' --revision {revision}`) and pass its"
             f" path as model=. model={DEMO!r} needs no download, and is not for science"
         )

@@ -188,6 +188,7 @@ def load_model(
     True
     """
     if isinstance(model, TahoeModel):
+        _refuse_revision(revision, "a loaded model")
         return _moved(model, device, dtype, attention)
     where = choose_device(device or settings.device)
     name, folder, commit = _located(model, revision)
@@ -239,16 +240,28 @@ def _located(model: str | os.PathLike[str], revision: str | None) -> tuple[str, 
     """Name, folder and commit of a model."""
     folder = Path(model)
     if isinstance(model, str) and model == hub.DEMO:
-        return model, Path(str(files("tahoe.data") / "demo-model")), None
+        _refuse_revision(revision, "the demo model, which ships with the package")
+        return model, Path(str(files("tahoe") / "data" / "demo-model")), None
     if isinstance(model, str) and model in hub.RELEASES:
         commit = revision or hub.RELEASES[model].revision
         return model, hub.download(model, revision=commit, cache_dir=settings.cache_dir), commit
     if not folder.is_dir():
         hub.check_name(str(model))
-    if revision is not None:
-        message = f"revision={revision!r} goes with a registered name, and model={str(model)!r} is a folder"
-        raise ModelError(message)
+    _refuse_revision(revision, f"the folder {str(model)!r}")
     return folder.resolve().name, folder, None
+
+
+def _same(asked: object, present: object) -> bool:
+    """Whether two settings are one: a device without a number is the first of its kind."""
+    if isinstance(asked, torch.device) and isinstance(present, torch.device):
+        return (asked.type, asked.index or 0) == (present.type, present.index or 0)
+    return asked == present
+
+
+def _refuse_revision(revision: str | None, what: str) -> None:
+    if revision is not None:
+        message = f"revision={revision!r} goes with a model of the Hub, and model= is {what}"
+        raise ModelError(message)
 
 
 def _moved(
@@ -264,7 +277,7 @@ def _moved(
         "attention": (None if attention in (None, "auto") else attention, model.attention),
     }
     for argument, (asked, present) in wanted.items():
-        if asked is not None and asked != present:
+        if asked is not None and not _same(asked, present):
             message = (
                 f"{argument}={str(asked)!r}, but the model was loaded with {argument} {str(present)!r}; load it again"
             )

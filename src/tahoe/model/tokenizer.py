@@ -183,7 +183,7 @@ def _chosen(
     starts = np.flatnonzero(np.diff(cells, prepend=-1))
     # A sum does not depend on the order, and wraps around.
     fingerprints = np.repeat(np.add.reduceat(content, starts), np.diff(np.append(starts, len(cells))))
-    keys = _mixed(content ^ _mixed(fingerprints + np.uint64(seed % 2**64)))
+    keys = _mixed(content ^ _mixed(fingerprints + np.uint64(int(seed) % 2**64)))
     # One sort of whole numbers again: the cell in the upper bits, as much of the hash as fits below it.
     cell_bits = np.uint64(int(cells[-1]).bit_length())
     order = np.argsort(cells.astype(np.uint64) << np.uint64(64) - cell_bits | keys >> cell_bits)

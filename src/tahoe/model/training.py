@@ -216,6 +216,8 @@ def evaluate(network: Network, tokens: Tokens, *, seed: int = 0, cells_per_batch
     for start in range(0, len(tokens), cells_per_batch):
         part = tokens.cells(start, min(start + cells_per_batch, len(tokens)))
         masked = mask_tokens(part, generator, network.config.mask_probability)
+        if not masked.any():
+            continue  # one or two genes a cell leave nothing to hide
         batch, targets = masked_batch(part, masked, network.config, device)
         losses = masked_losses(network, batch, targets)
         mvc = losses.mvc if losses.mvc is not None else losses.expression

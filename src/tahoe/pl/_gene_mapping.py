@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tahoe._genes import MATCHES
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def gene_mapping(adata: AnnData, *, ax: Axes | None = None) -> Axes:
         message = 'adata.uns["tahoe_genes"] does not exist; call tahoe.pp.map_genes(adata) first'
         raise InputError(message)
     report = adata.uns["tahoe_genes"]
-    matches = [match for match, number in report["genes"].items() if number]
+    matches = [match for match in MATCHES if report["genes"][match]]  # a file gives the report back in another order
     if ax is None:
         from matplotlib import pyplot as plt
 

@@ -4,7 +4,8 @@ import warnings
 from typing import TYPE_CHECKING
 
 from tahoe import _genes
-from tahoe._adata import COUNT_LAYERS, choose_matrix, write
+from tahoe._adata import check_backing, write
+from tahoe._matrix import choose_matrix
 from tahoe.errors import InputError, TahoeWarning
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def map_genes(
     >>> tahoe.pp.map_genes(adata)
     >>> adata.var["tahoe_match"].value_counts()
     """
+    check_backing(adata, copy)
     adata = adata.copy() if copy else adata
     totals, slot = _totals(adata)
     mapping = _genes.map_genes(adata.var, totals, gene_key=gene_key, organism=organism)
@@ -79,7 +81,7 @@ def map_genes(
 
 def _totals(adata: AnnData) -> tuple[np.ndarray | None, str]:
     """Sum of each gene and the slot it comes from: X, or a layer with counts where X is scaled or missing."""
-    for layer in (None, *(name for name in COUNT_LAYERS if name in adata.layers)):
+    for layer in (None, *(name for name in adata.layers if "count" in name.lower())):
         try:
             matrix = choose_matrix(adata, layer=layer)
             totals = _genes.usable_totals(matrix.totals)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from tahoe._adata import check_key, columns_of, groups_of, write
+from tahoe._adata import check_backing, check_key, columns_of, groups_of, slot_names, write
 from tahoe._engine import check_fits, mean_attention
 from tahoe._inputs import check_at_least, choose_heads, choose_network_layers, read_inputs
 
@@ -66,7 +66,8 @@ def attention(
     layer, drug_key, drugs, max_length, min_coverage, seed
         As for `tahoe.tl.embed`. `layer` is one of ``adata.layers``, not of the network.
     key_added
-        Where in ``adata.varp`` the result goes; with `groupby`, ``f"{key_added}_{group}"`` for each group.
+        Where in ``adata.varp`` the result goes; with `groupby`, ``f"{key_added}_{group}"`` for each group,
+        with ``_`` for any ``/`` in its name.
     device, dtype, token_budget
         As for `tahoe.tl.embed`.
     copy
@@ -77,8 +78,8 @@ def attention(
     `None`, or the copy if ``copy=True``. Sets:
 
     ``adata.varp[key_added]`` : `scipy.sparse.csr_matrix` (float32, genes × genes)
-        Row ``i``, column ``j``: how much gene ``i`` attends to gene ``j``, as a share of its attention, in the mean over
-        the cells that express both. Nothing is stored for pairs that no cell expresses.
+        Row ``i``, column ``j``: how much gene ``i`` attends to gene ``j``, as a share of its attention, in the mean
+        over the cells that express both. Nothing is stored for pairs that no cell expresses.
     ``adata.varm[f"{key_added}_from_cell"]`` : `numpy.ndarray` (float32, genes × groups)
         How much the cell's own token attends to each gene, in the mean over the cells that express it; NaN where none
         does.
@@ -106,7 +107,9 @@ def attention(
     check_key(adata, key_added, "varp")
     check_at_least(max_length=(max_length, 2), token_budget=(token_budget, 1), top_k=(top_k, 1))
     codes, groups = groups_of(adata, groupby)
+    names = slot_names(key_added, groups, groupby)
     chosen = columns_of(adata, genes)
+    check_backing(adata, copy)
     adata = adata.copy() if copy else adata
     inputs = read_inputs(
         adata,
@@ -124,17 +127,6 @@ def attention(
     columns = inputs.expressed(chosen)
     check_fits(20 * len(groups) * len(columns) ** 2, f"{len(columns)} × {len(columns)} genes; choose fewer with genes=")
     log.info("attention among %d genes in %d cells", len(columns), adata.n_obs)
-    matrices, from_cell = mean_attention(
-        inputs.model,
-        inputs.stream(max_length=max_length, seed=seed, token_budget=token_budget),
-        columns,
-        codes,
-        len(groups),
-        layers=network_layers,
-        heads=head_numbers,
-        top_k=top_k,
-    )
-    names = [key_added] if groupby is None else [f"{key_added}_{group}" for group in groups]
     record = inputs.record(
         network_layers=list(network_layers),
         heads=list(head_numbers),
@@ -145,6 +137,16 @@ def attention(
         token_budget=token_budget,
     )
     record |= {"groups": groups} if groupby is not None else {}
+    matrices, from_cell = mean_attention(
+        inputs.model,
+        inputs.stream(max_length=max_length, seed=seed, token_budget=token_budget),
+        columns,
+        codes,
+        len(groups),
+        layers=network_layers,
+        heads=head_numbers,
+        top_k=top_k,
+    )
     write(
         adata,
         varp=dict(zip(names, matrices, strict=True)),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tahoe._adata import check_key, write
+from tahoe._adata import check_backing, check_key, write
 from tahoe._engine import embed_cells
 from tahoe._inputs import check_at_least, read_inputs
 from tahoe.errors import TahoeWarning
@@ -127,6 +127,7 @@ def embed(
     """
     check_key(adata, key_added)
     check_at_least(max_length=(max_length, 2), token_budget=(token_budget, 1))
+    check_backing(adata, copy)
     adata = adata.copy() if copy else adata
     inputs = read_inputs(
         adata,
@@ -142,10 +143,11 @@ def embed(
         attention=attention,
     )
     log.info("embedding %d cells of %s with %r", inputs.matrix.n_cells, inputs.matrix.slot, inputs.model)
+    # before the work: the hash of the weights needs their file
+    record = inputs.record(max_length=max_length, normalize=normalize, seed=seed, token_budget=token_budget)
     stream = inputs.stream(max_length=max_length, seed=seed, token_budget=token_budget)
     vectors, n_genes = embed_cells(inputs.model, stream, normalize=normalize)
     _warn_of_empty_cells(n_genes)
-    record = inputs.record(max_length=max_length, normalize=normalize, seed=seed, token_budget=token_budget)
     write(
         adata,
         obsm={key_added: vectors},

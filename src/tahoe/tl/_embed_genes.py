@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tahoe._adata import check_key, groups_of, write
+from tahoe._adata import check_backing, check_key, groups_of, slot_names, write
 from tahoe._engine import check_fits, mean_gene_vectors
 from tahoe._inputs import check_at_least, read_inputs
 
@@ -55,11 +55,12 @@ def embed_genes(
     groupby
         Column of ``adata.obs``; one mean for each of its groups instead of one over all cells.
     context
-        False gives the vectors with which the genes enter the network: no cell and no expression is looked at.
+        False gives the vectors with which the genes enter the network, the same in all cells and groups.
     layer, mask_var, drug_key, drugs, max_length, min_coverage, seed
         As for `tahoe.tl.embed`.
     key_added
-        Where in ``adata.varm`` the vectors go; with `groupby`, ``f"{key_added}_{group}"`` for each group.
+        Where in ``adata.varm`` the vectors go; with `groupby`, ``f"{key_added}_{group}"`` for each group,
+        with ``_`` for any ``/`` in its name.
     device, dtype, attention, token_budget
         As for `tahoe.tl.embed`.
     copy
@@ -97,7 +98,9 @@ def embed_genes(
     """
     check_key(adata, key_added, "varm")
     check_at_least(max_length=(max_length, 2), token_budget=(token_budget, 1))
-    codes, groups = groups_of(adata, groupby)
+    codes, groups = groups_of(adata, groupby if context else None)
+    names = slot_names(key_added, groups, groupby)
+    check_backing(adata, copy)
     adata = adata.copy() if copy else adata
     inputs = read_inputs(
         adata,
@@ -112,6 +115,10 @@ def embed_genes(
         dtype=dtype,
         attention=attention,
     )
+    record = inputs.record(
+        context=context, groupby=groupby, max_length=max_length, seed=seed, token_budget=token_budget
+    )
+    record |= {"groups": groups} if groupby is not None and context else {}
     if context:
         check_fits(
             24 * len(groups) * adata.n_vars * inputs.model.config.d_model,
@@ -120,7 +127,6 @@ def embed_genes(
         log.info("embedding genes in %d cells of %s", inputs.matrix.n_cells, inputs.matrix.slot)
         stream = inputs.stream(max_length=max_length, seed=seed, token_budget=token_budget)
         means, n_cells = mean_gene_vectors(inputs.model, stream, codes, len(groups))
-        names = [key_added] if groupby is None else [f"{key_added}_{group}" for group in groups]
         varm = dict(zip(names, means, strict=True)) | {f"{key_added}_n_cells": n_cells.T}
     else:
         varm = {key_added: _input_vectors(inputs.model, inputs.column_tokens)}

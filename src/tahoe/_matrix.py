@@ -1,0 +1,215 @@
+"""The matrix of an AnnData: choose it, check it, walk it in blocks of rows, whatever the storage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from tahoe.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from anndata import AnnData
+
+# Rows read at once: a block of 512 cells with 3,000 genes each is about 12 MB.
+BLOCK_CELLS = 512
+# A block without zeros is not what a sequencer gives. Fewer cells, or a small panel of genes, say nothing.
+DENSE_SHARE, LEAST_CELLS, LEAST_GENES, LEAST_GENES_OF_COUNTS = 0.98, 5, 50, 500
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One expression matrix of an AnnData, with the genes that its columns stand for."""
+
+    values: Any
+    var: pd.DataFrame
+    slot: str
+    """Where it lies, as a user would write it: ``X``, ``layers["counts"]``, ``raw.X``."""
+    adata: AnnData
+
+    @property
+    def n_cells(self) -> int:
+        return self.values.shape[0]
+
+    def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[sparse.csr_array]:
+        """Walk rows in order, a few at a time, as canonical CSR in float32: no duplicates, no stored zeros."""
+        stop = self.n_cells if stop is None else stop
+        for first in range(start, stop, BLOCK_CELLS):
+            yield _canonical_csr(self._by_rows[first : min(first + BLOCK_CELLS, stop)])
+
+    def checked_blocks(self, start: int = 0, stop: int | None = None) -> Iterator[sparse.csr_array]:
+        """Walk as `blocks` does, and refuse the first block with values that will not do."""
+        for block in self.blocks(start, stop):
+            check_values(block, self)
+            yield block
+
+    @cached_property
+    def _by_rows(self) -> Any:
+        # Slicing the rows of a CSC matrix costs a pass over the whole of it, so it is turned once.
+        return self.values.tocsr() if sparse.issparse(self.values) and self.values.format != "csr" else self.values
+
+    @cached_property
+    def totals(self) -> np.ndarray:
+        """Sum of each column (float64), in one pass."""
+        totals = np.zeros(self.values.shape[1])
+        for block in self.blocks():
+            totals += np.bincount(block.indices, weights=block.data, minlength=len(totals))
+        return totals
+
+    def remedy(self) -> str:
+        """Say which other matrix would do, by a look at the first rows of each."""
+        for matrix, how in _others(self):
+            if 0 not in matrix.values.shape and _is_readable(matrix) and not fault(next(matrix.blocks())):
+                return f"{matrix.slot} would do: {how}."
+        return "Pass layer= or use_raw= to point to such a matrix, or load the counts again."
+
+
+def choose_matrix(adata: AnnData, *, layer: str | None = None, use_raw: bool = False) -> Matrix:
+    """The matrix that `layer` and `use_raw` point to.
+
+    Raises
+    ------
+    tahoe.errors.InputError
+        If both are given, if there is no such slot, or if the matrix has no cells, no genes, or no real numbers, or
+        cannot be read by rows.
+    """
+    if layer is not None and use_raw:
+        message = f"layer={layer!r} and use_raw=True point to two matrices; pass only one of them"
+        raise InputError(message)
+    if layer is not None and layer not in adata.layers:
+        present = ", ".join(map(repr, adata.layers)) or "none"
+        message = f"layers[{layer!r}] does not exist; adata.layers has {present}"
+        raise InputError(message)
+    if use_raw and adata.raw is None:
+        message = "use_raw=True, but adata.raw is None; leave use_raw away to use adata.X"
+        raise InputError(message)
+    if layer is not None:
+        matrix = Matrix(adata.layers[layer], adata.var, f'layers["{layer}"]', adata)
+    elif use_raw:
+        matrix = Matrix(adata.raw.X, adata.raw.var, "raw.X", adata)
+    else:
+        matrix = Matrix(adata.X, adata.var, "X", adata)
+    if matrix.values is None:
+        message = f"adata.X is None. {matrix.remedy()}"
+        raise InputError(message)
+    if 0 in matrix.values.shape:
+        n_cells, n_genes = matrix.values.shape
+        message = f"{matrix.slot} has {n_cells} cells and {n_genes} genes; both must be at least 1"
+        raise InputError(message)
+    if not _is_readable(matrix):
+        message = f"{matrix.slot} holds {matrix.values.dtype}, which is not a real number. {matrix.remedy()}"
+        raise InputError(message)
+    if getattr(matrix.values, "format", "") == "csc" and not sparse.issparse(matrix.values):
+        message = (
+            f"{matrix.slot} is backed by a file that stores it by columns (CSC), and each cell would cost a pass over"
+            " all of it; read it with adata.to_memory(), or write it by rows: X.tocsr()"
+        )
+        raise InputError(message)
+    return matrix
+
+
+def check_values(block: sparse.csr_array, matrix: Matrix) -> None:
+    """Refuse values whose order within a cell no longer says how much of each gene was measured."""
+    seen = fault(block)
+    if seen:
+        message = (
+            f"{matrix.slot} holds {seen}; Tahoe-x1 ranks the expressed genes of each cell, so it needs counts, or"
+            f" counts that were only normalised by cell or log-transformed. {matrix.remedy()}"
+        )
+        raise InputError(message)
+
+
+def fault(block: sparse.csr_array) -> str:
+    """What is wrong with some rows, "" if nothing is.
+
+    Counts, size-normalised and log-transformed values pass: Tahoe-x1 reads ranks. Negative, missing and infinite
+    values, and matrices with hardly a zero (imputed or smoothed data), do not.
+    """
+    values = block.data
+    if not np.isfinite(values).all():
+        return "NaN" if np.isnan(values).any() else "infinite values"
+    if values.size and values.min() < 0:
+        return f"negative values (as low as {values.min():.3g}), as scaled, regressed-out or batch-corrected data has"
+    return "hardly a zero, as imputed or smoothed data has" if _is_dense(block) else ""
+
+
+def selected_genes(matrix: Matrix, mask_var: str | np.ndarray | None) -> np.ndarray:
+    """Which columns `mask_var` selects, as booleans."""
+    n_genes = len(matrix.var)
+    if mask_var is None:
+        return np.ones(n_genes, dtype=bool)
+    if isinstance(mask_var, str) and mask_var not in matrix.var:
+        present = ", ".join(map(repr, matrix.var)) or "no column"
+        message = f"mask_var={mask_var!r} is not a column of var, which has {present}"
+        raise InputError(message)
+    name = f"var[{mask_var!r}]" if isinstance(mask_var, str) else "mask_var"
+    given = matrix.var[mask_var] if isinstance(mask_var, str) else mask_var
+    if isinstance(given, pd.Series) and not given.index.equals(matrix.var.index):
+        message = f"{name} is a Series with another index than var; pass mask_var[adata.var_names], or its values"
+        raise InputError(message)
+    if pd.isna(given).any():
+        message = f"{name} has missing values; fill them with True or False"
+        raise InputError(message)
+    mask = np.asarray(given)
+    if mask.dtype == object and set(mask.tolist()) <= {True, False}:
+        mask = mask.astype(bool)
+    if mask.dtype != bool or mask.shape != (n_genes,) or not mask.any():
+        seen = (
+            f"{mask.dtype} of shape {mask.shape}"
+            if mask.dtype != bool or mask.ndim != 1
+            else f"{mask.sum()} of {len(mask)}"
+        )
+        message = f"{name} is {seen}; it must be {n_genes} booleans, one for each gene, not all of them False"
+        raise InputError(message)
+    return mask
+
+
+def _is_dense(block: sparse.csr_array) -> bool:
+    n_cells, n_genes = block.shape
+    if n_cells < LEAST_CELLS or n_genes < LEAST_GENES or block.nnz < DENSE_SHARE * n_cells * n_genes:
+        return False
+    return n_genes >= LEAST_GENES_OF_COUNTS or bool((block.data != np.rint(block.data)).mean() > 0.5)
+
+
+def _is_readable(matrix: Matrix) -> bool:
+    dtype = getattr(matrix.values, "dtype", None)
+    return dtype is not None and np.dtype(dtype).kind in "biuf"
+
+
+def _others(matrix: Matrix) -> Iterator[tuple[Matrix, str]]:
+    """The other matrices of the same AnnData, and how to ask for each."""
+    adata = matrix.adata
+    # layers called counts first: where several would do, counts are the safest
+    for layer in sorted(adata.layers, key=lambda name: "count" not in name.lower()):
+        yield Matrix(adata.layers[layer], adata.var, f'layers["{layer}"]', adata), f'pass layer="{layer}"'
+    if adata.raw is not None:
+        yield Matrix(adata.raw.X, adata.raw.var, "raw.X", adata), "pass use_raw=True"
+    if adata.X is not None:
+        yield Matrix(adata.X, adata.var, "X", adata), "leave layer= and use_raw= away"
+
+
+def _canonical_csr(rows: Any) -> sparse.csr_array:
+    """Any slice of rows as CSR in float32, without touching the user's arrays.
+
+    In float32 before anything is checked: a value beyond its range is infinite, and so refused.
+    """
+    with np.errstate(over="ignore"):
+        if not sparse.issparse(rows):
+            return sparse.csr_array(np.asarray(rows).astype(np.float32))
+        block = sparse.csr_array(rows)
+        if not block.has_canonical_format:
+            # in float64, since a sum of small integers may not fit their own type
+            block = block.astype(np.float64)
+            block.sum_duplicates()
+        if block.dtype != np.float32:
+            block = block.astype(np.float32)
+    if block.nnz and not block.data.all():
+        block = block.copy()
+        block.eliminate_zeros()
+    return block
