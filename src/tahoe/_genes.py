@@ -96,8 +96,8 @@ def _choose_names(var: pd.DataFrame, gene_key: str | None, organism: str) -> tup
         options = {"var_names": pd.Series(var.index)}
         if gene_key is None:
             # the index is var_names, whatever a column is called
-            columns = [key for key in var.columns if key != "var_names" and _may_name_genes(str(key), var[key])]
-            options |= {str(key): var[key] for key in columns}
+            named = [key for key in var.columns if key != "var_names" and _may_name_genes(str(key), var[key])]
+            options |= {str(key): var[key] for key in named}
     names = {key: _as_strings(column) for key, column in options.items()}
     key = next(iter(names))
     if len(names) > 1:
