@@ -11,6 +11,7 @@ demo: environment ## embed real cells with the built-in model: tahoe-demo.png, t
 
 test: $(VENV)/.test ## run the tests
 	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --quiet --doctest-modules src
 
 lint: $(VENV)/.lint ## style and types
 	$(BIN)/ruff check .

@@ -46,6 +46,15 @@ def test_python_in_the_pages_parses(page):
         ast.parse(block)
 
 
+def test_the_readme_points_to_what_exists():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "@@" not in text
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    assert links
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
 def test_citations_are_in_the_bibliography():
     known = set(re.findall(r"^@\w+\{(\w+),", (DOCS / "references.bib").read_text(encoding="utf-8"), re.MULTILINE))
     texts = [*ROOT.joinpath("src").rglob("*.py"), *PAGES]

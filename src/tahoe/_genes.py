@@ -119,7 +119,7 @@ def _may_name_genes(key: str, column: pd.Series) -> bool:
         return False
     present = column.dropna()
     # lists and other objects are no names, and cannot be counted
-    if not present.map(lambda name: isinstance(name, str)).all():
+    if not all(isinstance(name, str) for name in present):
         return False
     return present.nunique() > len(column) / 2
 

@@ -62,8 +62,8 @@ def gene_embeddings(
     >>> import tahoe
     >>> adata = tahoe.datasets.pbmc68k()
     >>> genes = tahoe.get.gene_embeddings(adata, "demo", 0)
-    >>> "CD3D" in genes.index or len(genes) > 100
-    True
+    >>> genes.shape[1]
+    96
     """
     check_at_least(max_length=(max_length, 2))
     row = row_of(adata, cell)

@@ -107,3 +107,20 @@ def test_an_error_leaves_the_data_as_it_was(adata):
         tahoe.pp.map_genes(adata, gene_key="symbol")
     assert adata.var.empty
     assert not adata.uns
+
+
+def test_columns_of_any_kind_beside_the_names():
+    adata = tahoe.datasets.pbmc68k()
+    expected = tahoe.pp.map_genes(adata, copy=True).var["tahoe_gene"]
+    adata.var["symbols"] = pd.Categorical(adata.var_names)
+    adata.var["synonyms"] = [[name, "x"] for name in adata.var_names]
+    adata.var["mixed"] = ["A1BG", 1.5, None] * 255
+    adata.var["var_names"] = [f"probe{i}" for i in range(adata.n_vars)]
+    tahoe.pp.map_genes(adata)
+    assert adata.uns["tahoe_genes"]["gene_key"] == "var_names"
+    assert adata.var["tahoe_gene"].equals(expected)
+    adata.var_names = [f"{i}" for i in range(adata.n_vars)]
+    del adata.var["tahoe_gene"], adata.var["tahoe_match"]
+    tahoe.pp.map_genes(adata)
+    assert adata.uns["tahoe_genes"]["gene_key"] == "symbols"
+    assert adata.var["tahoe_gene"].tolist() == expected.tolist()

@@ -39,7 +39,7 @@ def gene_mapping(adata: AnnData, *, ax: Axes | None = None) -> Axes:
     >>> import tahoe
     >>> adata = tahoe.datasets.pbmc68k()
     >>> tahoe.pp.map_genes(adata)
-    >>> tahoe.pl.gene_mapping(adata)
+    >>> ax = tahoe.pl.gene_mapping(adata)
     """
     if "tahoe_genes" not in adata.uns:
         message = 'adata.uns["tahoe_genes"] does not exist; call tahoe.pp.map_genes(adata) first'

@@ -64,7 +64,10 @@ def map_genes(
     >>> import tahoe
     >>> adata = tahoe.datasets.pbmc68k()
     >>> tahoe.pp.map_genes(adata)
-    >>> adata.var["tahoe_match"].value_counts()
+    >>> adata.var.loc["CD3D", "tahoe_gene"]
+    'ENSG00000167286'
+    >>> adata.uns["tahoe_genes"]["n_in_vocabulary"] > 750
+    True
     """
     check_backing(adata, copy)
     adata = adata.copy() if copy else adata
