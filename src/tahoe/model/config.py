@@ -128,31 +128,7 @@ class ModelConfig:
             mask_probability=cells.number("mlm_probability", 0.5),
             scaled_targets=net.flag("standard_scale_outputs", False),
         )
-        net.refuse("cell_emb_style", allowed=("cls",))
-        norm.refuse("norm_type", allowed=("layernorm", "low_precision_layernorm"))
-        attention.refuse("attn_type", allowed=("grouped_query_attention", "multihead_attention"))
-        attention.refuse("kv_n_heads", allowed=(config.n_heads,))
-        gene.refuse("embeddings", allowed=({},))
-        value.refuse("input_emb_style", allowed=("continuous",))
-        decoder.refuse("n_outputs", allowed=(1,))
-        mvc.refuse("arch_style", allowed=("inner product",))
-        cells.refuse("right_binning", allowed=(False,))
-        cells.refuse("num_bins", allowed=(N_BINS,))
-        if config.binning and (config.pad_value % 1 or config.mask_value % 1):
-            message = f"{COLLATOR_FILE}: with do_binning, pad_value and mask_value must be whole numbers"
-            raise ModelError(message)
-        if config.binning and config.log_transform:
-            message = f"{COLLATOR_FILE}: do_binning and log_transform are both true; only one of them can be"
-            raise ModelError(message)
-        if config.d_model % config.n_heads:
-            message = f"{MODEL_FILE}: d_model {config.d_model} is not a multiple of n_heads {config.n_heads}"
-            raise ModelError(message)
-        if uses_drug != bool(drug):
-            message = (
-                f"{COLLATOR_FILE} has use_chem_token {uses_drug}, but {MODEL_FILE} has"
-                f" {'a' if drug else 'no'} chemical_encoder; the two must agree"
-            )
-            raise ModelError(message)
+        _refuse_what_is_not_implemented(config, net, cells)
         return config
 
     def to_mappings(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -238,6 +214,37 @@ class ModelConfig:
                 },
             }
         return model, collator
+
+
+def _refuse_what_is_not_implemented(config: ModelConfig, net: Section, cells: Section) -> None:
+    """Refuse, by name, values that would make another computation of it than the one that is written here."""
+    attention, drug = net.section("attn_config"), net.section("chemical_encoder")
+    net.refuse("cell_emb_style", allowed=("cls",))
+    net.section("norm_config").refuse("norm_type", allowed=("layernorm", "low_precision_layernorm"))
+    attention.refuse("attn_type", allowed=("grouped_query_attention", "multihead_attention"))
+    attention.refuse("kv_n_heads", allowed=(config.n_heads,))
+    net.section("gene_encoder").refuse("embeddings", allowed=({},))
+    net.section("expression_encoder").refuse("input_emb_style", allowed=("continuous",))
+    net.section("expression_decoder").refuse("n_outputs", allowed=(1,))
+    net.section("mvc").refuse("arch_style", allowed=("inner product",))
+    cells.refuse("right_binning", allowed=(False,))
+    cells.refuse("num_bins", allowed=(N_BINS,))
+    if config.binning and (config.pad_value % 1 or config.mask_value % 1):
+        message = f"{COLLATOR_FILE}: with do_binning, pad_value and mask_value must be whole numbers"
+        raise ModelError(message)
+    if config.binning and config.log_transform:
+        message = f"{COLLATOR_FILE}: do_binning and log_transform are both true; only one of them can be"
+        raise ModelError(message)
+    if config.d_model % config.n_heads:
+        message = f"{MODEL_FILE}: d_model {config.d_model} is not a multiple of n_heads {config.n_heads}"
+        raise ModelError(message)
+    uses_drug = cells.flag("use_chem_token", False)
+    if uses_drug != bool(drug):
+        message = (
+            f"{COLLATOR_FILE} has use_chem_token {uses_drug}, but {MODEL_FILE} has"
+            f" {'a' if drug else 'no'} chemical_encoder; the two must agree"
+        )
+        raise ModelError(message)
 
 
 def _drug_encoder(section: Section) -> DrugEncoderConfig:
