@@ -165,6 +165,7 @@ def test_whole_number_weights_are_refused(folder):
         ("model_config.yml", {"mvc": 3}, "mvc is 3; it must be keys and values"),
         ("collator_config.yml", {"num_bins": 11}, "num_bins is 11"),
         ("collator_config.yml", {"right_binning": True}, "right_binning is True"),
+        ("collator_config.yml", {"mlm_probability": [0.5, "half"]}, "mlm_probability is 'half'"),
         ("collator_config.yml", {"pad_value": -2.5}, "must be whole numbers"),
         ("collator_config.yml", {"log_transform": True}, "do_binning and log_transform are both true"),
     ],
@@ -179,7 +180,10 @@ def test_configuration_that_would_compute_otherwise_is_refused(reference, tmp_pa
 def test_unknown_keys_and_text_numbers_are_fine(reference, tmp_path):
     folder = shutil.copytree(reference / "tiny-model", tmp_path / "tiny")
     change_yaml(folder / "model_config.yml", wandb_id="x", brand_new={"a": 1}, norm_config__eps="1e-5")
-    assert load_model(folder).config.norm_eps == 1e-5
+    change_yaml(folder / "collator_config.yml", mlm_probability=[0.25, 0.75, 0.2])
+    config = load_model(folder).config
+    assert config.norm_eps == 1e-5
+    assert config.mask_probability == pytest.approx(0.4)
 
 
 def test_drug_token_and_drug_encoder_must_agree(reference, tmp_path):

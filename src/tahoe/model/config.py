@@ -125,7 +125,7 @@ class ModelConfig:
             max_length=cells.integer("max_length", 2048),
             pad_value=cells.number("pad_value", -2.0),
             mask_value=cells.number("mask_value", -1.0),
-            mask_probability=cells.number("mlm_probability", 0.5),
+            mask_probability=cells.average("mlm_probability", 0.5),
             scaled_targets=net.flag("standard_scale_outputs", False),
         )
         _refuse_what_is_not_implemented(config, net, cells)

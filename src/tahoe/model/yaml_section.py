@@ -67,6 +67,13 @@ class Section:
             self._fail(key, value, "a finite number")
         return number
 
+    def average(self, key: str, default: float) -> float:
+        """Read a number, or the mean of several among which training chose."""
+        value = self.content.get(key)
+        if not isinstance(value, list) or not value:
+            return self.number(key, default)
+        return sum(Section({key: each}, self.place).number(key, default) for each in value) / len(value)
+
     def flag(self, key: str, default: bool) -> bool:
         """Read true or false."""
         value = self._get(key, default)
