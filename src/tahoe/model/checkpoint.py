@@ -105,6 +105,8 @@ def write_checkpoint(
         PREFIX + released_name(key): tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()
     }
     save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    # safetensors leaves it readable by its owner alone
+    (folder / WEIGHTS_FILE).chmod((folder / MODEL_FILE).stat().st_mode)
 
 
 def released_name(key: str) -> str:
