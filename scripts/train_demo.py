@@ -189,6 +189,21 @@ def compare_with_pca(model: TahoeModel) -> str:
     return score_table(adata).round(3).to_string()
 
 
+def predict_unseen(model: TahoeModel) -> str:
+    """Say how far masked values are predicted in cells of a set that no file has."""
+    adata = tahoe.datasets.pbmc68k()
+    tahoe.pp.map_genes(adata)
+    tokens = model.tokenize(adata.X, model.vocabulary.tokens_of(adata.var["tahoe_gene"].astype(str).to_numpy()))
+    errors = evaluate(model.network, tokens)
+    genes, values = tokens.ids[tokens.ids > 2], tokens.values[tokens.ids > 2]
+    means = np.bincount(genes, weights=values) / np.maximum(np.bincount(genes), 1)
+    of_means = ((values - means[genes]) ** 2).mean()
+    return (
+        f"mean squared error {errors['expression_mse']:.0f} (expression decoder) and {errors['mvc_mse']:.0f} (MVC),"
+        f"\nthe best constant {errors['constant_mse']:.0f}, each gene's own mean in this set {of_means:.0f}."
+    )
+
+
 def main() -> None:
     """Train, write the checkpoint, and write its card."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -289,6 +304,8 @@ pbmc68k (700 cells, 765 genes, ten types; never trained on), as `tahoe demo` pri
 ```
 {compare_with_pca(model)}
 ```
+
+Masked bins of these cells: {predict_unseen(model)}
 """
     (folder / "README.md").write_text(card)
     log.info("%s", card)
