@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import tahoe
+from tahoe._genes import resolve
 from tahoe.model.training import evaluate
 
 
@@ -23,7 +24,7 @@ def test_it_is_small_and_has_a_card(demo):
 
 
 def test_its_genes_are_human_genes(demo):
-    genes, tiers = tahoe._genes.resolve(demo.vocabulary.genes)
+    genes, tiers = resolve(demo.vocabulary.genes)
     np.testing.assert_array_equal(genes, demo.vocabulary.genes)
     assert set(tiers) == {"ensembl"}
 
