@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 WARN_BELOW = 0.9
 REFUSE_BELOW = 0.5
 N_LOST = 20
+# Selections of highly variable genes have up to so many; whole matrices have many more.
+FEW_GENES = 5000
 
 MOUSE_SYMBOL = re.compile(r"(?:mt-)?[A-Z][a-z0-9]*[a-z][A-Za-z0-9-]*|[A-Z0-9]+Rik")
 PROBE = re.compile(r".+_(?:[asx]_)?at|ILMN_\d+|A_\d+_P\d+|cg\d{8}|AFFX.*")
@@ -122,7 +124,10 @@ def _looks_like(names: np.ndarray, organism: str) -> str:
         return 'The names look like mouse genes; pass organism="mouse" to go through orthologs.'
     if organism == "mouse" and share["human"] > 0.5:
         return 'The names look like human genes; leave organism="mouse" away.'
-    return "Is gene_key= the right column, and is this a human data set?"
+    hint = "Is gene_key= the right column, and is this a human data set?"
+    if len(present) < FEW_GENES:
+        hint += f" With {len(present):,} genes it may be a selection of variable ones: map the genes before selecting."
+    return hint
 
 
 def refuse_unknown(names: np.ndarray, organism: str, gene_key: str) -> None:

@@ -124,3 +124,10 @@ def test_columns_of_any_kind_beside_the_names():
     tahoe.pp.map_genes(adata)
     assert adata.uns["tahoe_genes"]["gene_key"] == "symbols"
     assert adata.var["tahoe_gene"].tolist() == expected.tolist()
+
+
+def test_a_small_selection_with_few_known_genes_is_hinted_at():
+    adata = tahoe.datasets.pbmc68k()
+    adata.var_names = [f"thing{i}x" if i % 3 else name for i, name in enumerate(adata.var_names)]
+    with pytest.warns(TahoeWarning, match="With 765 genes it may be a selection of variable ones"):
+        tahoe.pp.map_genes(adata)
