@@ -95,12 +95,13 @@ def check_key(adata: AnnData, key: str, slot: str = "obsm") -> None:
         raise InputError(message)
 
 
-def check_backing(adata: AnnData, copy: bool) -> None:
-    """Refuse, before the work, what anndata cannot do with an AnnData that lies in a file."""
+def to_change(adata: AnnData, copy: bool) -> AnnData:
+    """The AnnData that results go into; refuses, before the work, what anndata cannot do with one in a file."""
     if adata.isbacked and (copy or adata.is_view):
         what = "copy=True" if copy else "a view"
         message = f"adata is backed by a file, and {what} would load it; call adata.to_memory() if it fits"
         raise InputError(message)
+    return adata.copy() if copy else adata
 
 
 def slot_names(key: str, groups: Sequence[str], groupby: str | None) -> list[str]:

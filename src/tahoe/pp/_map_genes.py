@@ -4,7 +4,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from tahoe import _genes
-from tahoe._adata import check_backing, write
+from tahoe._adata import to_change, write
 from tahoe._matrix import choose_matrix
 from tahoe.errors import InputError, TahoeWarning
 
@@ -69,8 +69,7 @@ def map_genes(
     >>> adata.uns["tahoe_genes"]["n_in_vocabulary"] > 750
     True
     """
-    check_backing(adata, copy)
-    adata = adata.copy() if copy else adata
+    adata = to_change(adata, copy)
     totals, slot = _totals(adata)
     mapping = _genes.map_genes(adata.var, totals, gene_key=gene_key, organism=organism)
     report = mapping.report

@@ -3,7 +3,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from tahoe._adata import check_backing, check_key, columns_of, groups_of, slot_names, write
+from tahoe._adata import check_key, columns_of, groups_of, slot_names, to_change, write
 from tahoe._engine import check_fits, mean_attention
 from tahoe._inputs import check_at_least, choose_heads, choose_network_layers, read_inputs
 
@@ -109,8 +109,7 @@ def attention(
     codes, groups = groups_of(adata, groupby)
     names = slot_names(key_added, groups, groupby)
     chosen = columns_of(adata, genes)
-    check_backing(adata, copy)
-    adata = adata.copy() if copy else adata
+    adata = to_change(adata, copy)
     inputs = read_inputs(
         adata,
         model,

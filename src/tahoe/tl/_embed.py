@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tahoe._adata import check_backing, check_key, write
+from tahoe._adata import check_key, to_change, write
 from tahoe._engine import embed_cells
 from tahoe._inputs import check_at_least, read_inputs
 from tahoe.errors import TahoeWarning
@@ -127,8 +127,7 @@ def embed(
     """
     check_key(adata, key_added)
     check_at_least(max_length=(max_length, 2), token_budget=(token_budget, 1))
-    check_backing(adata, copy)
-    adata = adata.copy() if copy else adata
+    adata = to_change(adata, copy)
     inputs = read_inputs(
         adata,
         model,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tahoe._adata import check_backing, check_key, groups_of, slot_names, write
+from tahoe._adata import check_key, groups_of, slot_names, to_change, write
 from tahoe._engine import check_fits, mean_gene_vectors
 from tahoe._inputs import check_at_least, read_inputs
 
@@ -100,8 +100,7 @@ def embed_genes(
     check_at_least(max_length=(max_length, 2), token_budget=(token_budget, 1))
     codes, groups = groups_of(adata, groupby if context else None)
     names = slot_names(key_added, groups, groupby)
-    check_backing(adata, copy)
-    adata = adata.copy() if copy else adata
+    adata = to_change(adata, copy)
     inputs = read_inputs(
         adata,
         model,
