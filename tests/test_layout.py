@@ -27,6 +27,7 @@ PLACES = {
     "_inputs": "adata",
     "_matrix": "adata",
     "_adata": "adata",
+    "_aggregate": "engine",
     "_engine": "engine",
     "model": "model",
     "settings": "leaf",

@@ -4,7 +4,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from tahoe._adata import check_key, columns_of, groups_of, slot_names, to_change, write
-from tahoe._engine import check_fits, mean_attention
+from tahoe._aggregate import AttentionMeans, aggregate, check_fits
 from tahoe._inputs import check_at_least, choose_heads, choose_network_layers, read_inputs
 
 if TYPE_CHECKING:
@@ -136,16 +136,18 @@ def attention(
         token_budget=token_budget,
     )
     record |= {"groups": groups} if groupby is not None else {}
-    matrices, from_cell = mean_attention(
-        inputs.model,
-        inputs.stream(max_length=max_length, seed=seed, token_budget=token_budget),
+    means = AttentionMeans(
+        inputs.column_tokens,
         columns,
         codes,
         len(groups),
-        layers=network_layers,
-        heads=head_numbers,
-        top_k=top_k,
+        inputs.model.config.vocab_size,
+        network_layers,
+        head_numbers,
+        top_k,
     )
+    stream = inputs.stream(max_length=max_length, seed=seed, token_budget=token_budget)
+    matrices, from_cell = aggregate(inputs.model, stream, means).result()
     write(
         adata,
         varp=dict(zip(names, matrices, strict=True)),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tahoe._adata import check_key, groups_of, slot_names, to_change, write
-from tahoe._engine import check_fits, mean_gene_vectors
+from tahoe._aggregate import GeneMeans, aggregate, check_fits
 from tahoe._inputs import check_at_least, read_inputs
 
 if TYPE_CHECKING:
@@ -125,14 +125,12 @@ def embed_genes(
         )
         log.info("embedding genes in %d cells of %s", inputs.matrix.n_cells, inputs.matrix.slot)
         stream = inputs.stream(max_length=max_length, seed=seed, token_budget=token_budget)
-        means, n_cells = mean_gene_vectors(inputs.model, stream, codes, len(groups))
+        config = inputs.model.config
+        sums = GeneMeans(inputs.column_tokens, codes, len(groups), config.vocab_size, config.d_model)
+        means, n_cells = aggregate(inputs.model, stream, sums).result()
         varm = dict(zip(names, means, strict=True)) | {f"{key_added}_n_cells": n_cells.T}
     else:
         varm = {key_added: _input_vectors(inputs.model, inputs.column_tokens)}
-    record = inputs.record(
-        context=context, groupby=groupby, max_length=max_length, seed=seed, token_budget=token_budget
-    )
-    record |= {"groups": groups} if groupby is not None else {}
     write(adata, varm=varm, uns={key_added: record}, mapping=inputs.mapping)
     return adata if copy else None
 
