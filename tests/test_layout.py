@@ -26,6 +26,7 @@ PLACES = {
     "datasets": "verbs",
     "_inputs": "adata",
     "_matrix": "adata",
+    "_rows": "engine",
     "_adata": "adata",
     "_aggregate": "engine",
     "_engine": "engine",

@@ -8,8 +8,10 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from tahoe._genes import map_genes
+from tahoe._matrix import in_memory
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,13 +27,18 @@ def groups_of(adata: AnnData, groupby: str | None) -> tuple[np.ndarray, list[str
     if groupby is None:
         return np.zeros(adata.n_obs, dtype=np.int64), ["all"]
     if groupby not in adata.obs:
-        message = f"groupby={groupby!r} is not a column of adata.obs, which has {_listed(adata.obs)}"
+        message = f"groupby={groupby!r} is not a column of adata.obs, which has {_listed(adata.obs.columns)}"
         raise InputError(message)
-    column = adata.obs[groupby].astype("category").cat.remove_unused_categories()
+    column = column_of(adata, groupby).astype("category").cat.remove_unused_categories()
     if column.isna().any():
         message = f"obs[{groupby!r}] is missing for {column.isna().sum()} cells; fill it in, or leave these cells out"
         raise InputError(message)
     return column.cat.codes.to_numpy(dtype=np.int64), [str(name) for name in column.cat.categories]
+
+
+def column_of(adata: AnnData, key: str) -> pd.Series:
+    """A column of ``adata.obs``, also that of a lazy AnnData."""
+    return adata.obs[key] if isinstance(adata.obs, pd.DataFrame) else in_memory(adata.obs[[key]])[key]
 
 
 def columns_of(adata: AnnData, genes: Sequence[str] | None) -> np.ndarray:
@@ -52,9 +59,9 @@ def columns_of(adata: AnnData, genes: Sequence[str] | None) -> np.ndarray:
 def drugs_of(adata: AnnData, drug_key: str, known: Mapping[str, int]) -> np.ndarray:
     """Id of each cell's drug, 0 where the column has a missing value."""
     if drug_key not in adata.obs:
-        message = f"drug_key={drug_key!r} is not a column of adata.obs, which has {_listed(adata.obs)}"
+        message = f"drug_key={drug_key!r} is not a column of adata.obs, which has {_listed(adata.obs.columns)}"
         raise InputError(message)
-    column = adata.obs[drug_key]
+    column = column_of(adata, drug_key)
     ids = np.zeros(adata.n_obs, dtype=np.int64)
     present = column.notna().to_numpy()
     names = column[present].astype(str)

@@ -56,7 +56,7 @@ class Inputs:
 
     def expressed(self, columns: np.ndarray) -> np.ndarray:
         """Those of the columns that the model knows and any cell expresses."""
-        present = (self.column_tokens[columns] >= 0) & (self.matrix.totals[columns] > 0)
+        present = ((self.column_tokens >= 0) & self.matrix.expressed())[columns]
         if not present.any():
             message = "none of these genes is known to the model and expressed in any cell; choose others"
             raise InputError(message)

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
 
+from tahoe._rows import BLOCK_CELLS, by_rows, in_file, is_lazy, row_blocks
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from anndata import AnnData
+    from scipy import sparse
 
-# Rows read at once: a block of 512 cells with 3,000 genes each is about 12 MB.
-BLOCK_CELLS = 512
+# Sums of genes go over so many blocks at the most: 8,192 cells tell which share of the counts a model can read.
+SAMPLE_BLOCKS = 16
 # A block without zeros is not what a sequencer gives. Fewer cells, or a small panel of genes, say nothing.
 DENSE_SHARE, LEAST_CELLS, LEAST_GENES, LEAST_GENES_OF_COUNTS = 0.98, 5, 50, 500
 
@@ -37,11 +38,14 @@ class Matrix:
     def n_cells(self) -> int:
         return self.values.shape[0]
 
+    @property
+    def is_lazy(self) -> bool:
+        """Whether the values are a dask array."""
+        return is_lazy(self.values)
+
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[sparse.csr_array]:
         """Walk rows in order, a few at a time, as canonical CSR in float32: no duplicates, no stored zeros."""
-        stop = self.n_cells if stop is None else stop
-        for first in range(start, stop, BLOCK_CELLS):
-            yield _canonical_csr(self._by_rows[first : min(first + BLOCK_CELLS, stop)])
+        return row_blocks(self._by_rows, start, self.n_cells if stop is None else stop)
 
     def checked_blocks(self, start: int = 0, stop: int | None = None) -> Iterator[sparse.csr_array]:
         """Walk as `blocks` does, and refuse the first block with values that will not do."""
@@ -51,16 +55,34 @@ class Matrix:
 
     @cached_property
     def _by_rows(self) -> Any:
-        # Slicing the rows of a CSC matrix costs a pass over the whole of it, so it is turned once.
-        return self.values.tocsr() if sparse.issparse(self.values) and self.values.format != "csr" else self.values
+        return by_rows(self.values)
 
     @cached_property
     def totals(self) -> np.ndarray:
-        """Sum of each column (float64), in one pass."""
+        """Sum of each column (float64), over all cells, or in a large matrix over blocks spread evenly over it.
+
+        The blocks do not depend on the storage, so that nothing that is decided by them does.
+        """
         totals = np.zeros(self.values.shape[1])
-        for block in self.blocks():
-            totals += np.bincount(block.indices, weights=block.data, minlength=len(totals))
+        for start in self._sample:
+            for block in self.blocks(start, min(start + BLOCK_CELLS, self.n_cells)):
+                totals += np.bincount(block.indices, weights=block.data, minlength=len(totals))
         return totals
+
+    @property
+    def _sample(self) -> list[int]:
+        """First rows of the blocks that stand for the whole matrix: all blocks, if they are few."""
+        starts = range(0, self.n_cells, BLOCK_CELLS)
+        if len(starts) <= SAMPLE_BLOCKS:
+            return list(starts)
+        return np.linspace(0, self.n_cells - BLOCK_CELLS, SAMPLE_BLOCKS).astype(int).tolist()
+
+    def expressed(self) -> np.ndarray:
+        """Which columns have a value in any cell, in one pass over all of them."""
+        seen = np.zeros(self.values.shape[1], dtype=bool)
+        for block in self.blocks():
+            seen[block.indices] = True
+        return seen
 
     def remedy(self) -> str:
         """Say which other matrix would do, by a look at the first rows of each."""
@@ -90,11 +112,11 @@ def choose_matrix(adata: AnnData, *, layer: str | None = None, use_raw: bool = F
         message = "use_raw=True, but adata.raw is None; leave use_raw away to use adata.X"
         raise InputError(message)
     if layer is not None:
-        matrix = Matrix(adata.layers[layer], adata.var, f'layers["{layer}"]', adata)
+        matrix = Matrix(adata.layers[layer], in_memory(adata.var), f'layers["{layer}"]', adata)
     elif use_raw:
-        matrix = Matrix(adata.raw.X, adata.raw.var, "raw.X", adata)
+        matrix = Matrix(adata.raw.X, in_memory(adata.raw.var), "raw.X", adata)
     else:
-        matrix = Matrix(adata.X, adata.var, "X", adata)
+        matrix = Matrix(adata.X, in_memory(adata.var), "X", adata)
     if matrix.values is None:
         message = f"adata.X is None. {matrix.remedy()}"
         raise InputError(message)
@@ -105,13 +127,31 @@ def choose_matrix(adata: AnnData, *, layer: str | None = None, use_raw: bool = F
     if not _is_readable(matrix):
         message = f"{matrix.slot} holds {matrix.values.dtype}, which is not a real number. {matrix.remedy()}"
         raise InputError(message)
-    if getattr(matrix.values, "format", "") == "csc" and not sparse.issparse(matrix.values):
+    _refuse_columns(matrix)
+    return matrix
+
+
+def in_memory(frame: Any) -> pd.DataFrame:
+    """``obs`` or ``var`` as pandas has it, also that of a lazy AnnData."""
+    return frame if isinstance(frame, pd.DataFrame) else frame.to_memory()
+
+
+def _refuse_columns(matrix: Matrix) -> None:
+    """Refuse storage in which each row would cost a pass over the whole matrix."""
+    values, fix = matrix.values, ""
+    if in_file(values) and values.format == "csc":
+        fix = "read it with adata.to_memory(), or write it by rows: X.tocsr()"
+    if matrix.is_lazy and getattr(values._meta, "format", "") == "csc" and values.numblocks[1] > 1:
+        fix = "write it by rows, from memory: adata.to_memory(), then X.tocsr()"
+    if fix:
         message = (
-            f"{matrix.slot} is backed by a file that stores it by columns (CSC), and each cell would cost a pass over"
-            " all of it; read it with adata.to_memory(), or write it by rows: X.tocsr()"
+            f"{matrix.slot} lies in a file that stores it by columns (CSC), and each cell would cost a pass over all of"
+            f" it; {fix}"
         )
         raise InputError(message)
-    return matrix
+    if matrix.is_lazy and np.isnan(values.shape).any():
+        message = f"{matrix.slot} is a dask array of unknown size; call {matrix.slot}.compute_chunk_sizes() first"
+        raise InputError(message)
 
 
 def check_values(block: sparse.csr_array, matrix: Matrix) -> None:
@@ -192,24 +232,3 @@ def _others(matrix: Matrix) -> Iterator[tuple[Matrix, str]]:
         yield Matrix(adata.raw.X, adata.raw.var, "raw.X", adata), "pass use_raw=True"
     if adata.X is not None:
         yield Matrix(adata.X, adata.var, "X", adata), "leave layer= and use_raw= away"
-
-
-def _canonical_csr(rows: Any) -> sparse.csr_array:
-    """Any slice of rows as CSR in float32, without touching the user's arrays.
-
-    In float32 before anything is checked: a value beyond its range is infinite, and so refused.
-    """
-    with np.errstate(over="ignore"):
-        if not sparse.issparse(rows):
-            return sparse.csr_array(np.asarray(rows).astype(np.float32))
-        block = sparse.csr_array(rows)
-        if not block.has_canonical_format:
-            # in float64, since a sum of small integers may not fit their own type
-            block = block.astype(np.float64)
-            block.sum_duplicates()
-        if block.dtype != np.float32:
-            block = block.astype(np.float32)
-    if block.nnz and not block.data.all():
-        block = block.copy()
-        block.eliminate_zeros()
-    return block

@@ -113,7 +113,7 @@ def test_any_token_budget(heart, heart_model, token_budget):
 
 def test_blocks_of_rows_do_not_show(heart, heart_model, monkeypatch):
     whole = vectors(heart, heart_model, max_length=500)
-    monkeypatch.setattr("tahoe._matrix.BLOCK_CELLS", 7)
+    monkeypatch.setattr("tahoe._rows.BLOCK_CELLS", 7)
     np.testing.assert_array_equal(vectors(heart, heart_model, max_length=500), whole)
 
 
@@ -363,7 +363,7 @@ REFUSED_VALUES = {
 def test_values_that_will_not_do(tiny, full_cells, kind, monkeypatch):
     change, seen = REFUSED_VALUES[kind]
     change(full_cells)
-    monkeypatch.setattr("tahoe._matrix.BLOCK_CELLS", 16)
+    monkeypatch.setattr("tahoe._rows.BLOCK_CELLS", 16)
     with pytest.raises(InputError, match=rf'X holds {seen}.*pass layer="counts"'):
         tahoe.tl.embed(full_cells, tiny)
     untouched(full_cells)

@@ -1,0 +1,81 @@
+"""Rows of a matrix, whatever holds it: in memory, in an h5ad or zarr file, or lazy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import sparse
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Rows held at once: a block of 512 cells with 3,000 genes each is about 12 MB.
+BLOCK_CELLS = 512
+
+
+def is_lazy(values: Any) -> bool:
+    """Whether this is a dask array; dask is not imported to find out."""
+    return hasattr(values, "__dask_graph__")
+
+
+def in_file(values: Any) -> bool:
+    """Whether this is a sparse matrix that lies in a file."""
+    return hasattr(values, "group") and hasattr(values, "format") and not sparse.issparse(values)
+
+
+def by_rows(values: Any) -> Any:
+    """Turn another sparse format than CSR: slicing rows out of it would cost a pass over the whole for each slice."""
+    return values.tocsr() if sparse.issparse(values) and values.format != "csr" else values
+
+
+def row_blocks(values: Any, start: int, stop: int) -> Iterator[sparse.csr_array]:
+    """Walk rows in order, a few at a time, as canonical CSR in float32: no duplicates, no stored zeros."""
+    if is_lazy(values):
+        for chunk in _chunks(values, start, stop):
+            yield from row_blocks(by_rows(chunk), 0, chunk.shape[0])
+        return
+    for first in range(start, stop, BLOCK_CELLS):
+        yield canonical_csr(_read(values, first, min(first + BLOCK_CELLS, stop)))
+
+
+def canonical_csr(rows: Any) -> sparse.csr_array:
+    """Any slice of rows as CSR in float32, without touching the user's arrays.
+
+    In float32 before anything is checked: a value beyond its range is infinite, and so refused.
+    """
+    with np.errstate(over="ignore"):
+        if not sparse.issparse(rows):
+            return sparse.csr_array(np.asarray(rows).astype(np.float32))
+        block = sparse.csr_array(rows)
+        if not block.has_canonical_format:
+            # in float64, since a sum of small integers may not fit their own type
+            block = block.astype(np.float64)
+            block.sum_duplicates()
+        if block.dtype != np.float32:
+            block = block.astype(np.float32)
+    if block.nnz and not block.data.all():
+        block = block.copy()
+        block.eliminate_zeros()
+    return block
+
+
+def _read(values: Any, start: int, stop: int) -> Any:
+    """Some rows, as whatever the storage gives."""
+    if not in_file(values):
+        return values[start:stop]
+    # Straight from the three arrays: anndata would keep the row pointers of the whole file in memory.
+    indptr = np.asarray(values.group["indptr"][start : stop + 1]).astype(np.int64)
+    here = slice(int(indptr[0]), int(indptr[-1]))
+    parts = values.group["data"][here], values.group["indices"][here], indptr - indptr[0]
+    return sparse.csr_array(parts, shape=(stop - start, values.shape[1]))
+
+
+def _chunks(values: Any, start: int, stop: int) -> Iterator[Any]:
+    """Compute a dask array chunk by chunk, each chunk once."""
+    first = 0
+    for number, n_rows in enumerate(values.chunks[0]):
+        if first < stop and first + n_rows > start:
+            chunk = values.blocks[number].compute()
+            yield chunk[max(start - first, 0) : stop - first]
+        first += n_rows
