@@ -27,6 +27,7 @@ PLACES = {
     "_inputs": "adata",
     "_matrix": "adata",
     "_rows": "engine",
+    "_sparse": "engine",
     "_adata": "adata",
     "_aggregate": "engine",
     "_engine": "engine",

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from tahoe._rows import BLOCK_CELLS, by_rows, in_file, is_lazy, row_blocks
+from tahoe._sparse import check_structure
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Matrix:
 
     @cached_property
     def _by_rows(self) -> Any:
+        check_structure(self.values, self.slot)
         return by_rows(self.values)
 
     @cached_property
@@ -87,7 +89,7 @@ class Matrix:
     def remedy(self) -> str:
         """Say which other matrix would do, by a look at the first rows of each."""
         for matrix, how in _others(self):
-            if 0 not in matrix.values.shape and _is_readable(matrix) and not fault(next(matrix.blocks())):
+            if _would_do(matrix):
                 return f"{matrix.slot} would do: {how}."
         return "Pass layer= or use_raw= to point to such a matrix, or load the counts again."
 
@@ -220,6 +222,16 @@ def _is_dense(block: sparse.csr_array) -> bool:
 def _is_readable(matrix: Matrix) -> bool:
     dtype = getattr(matrix.values, "dtype", None)
     return dtype is not None and np.dtype(dtype).kind in "biuf"
+
+
+def _would_do(matrix: Matrix) -> bool:
+    """Whether the first rows can be read and are fit for the model."""
+    if 0 in matrix.values.shape or not _is_readable(matrix):
+        return False
+    try:
+        return not fault(next(matrix.blocks()))
+    except InputError:
+        return False
 
 
 def _others(matrix: Matrix) -> Iterator[tuple[Matrix, str]]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
+from tahoe._sparse import check_indices, check_rows, check_structure
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -33,6 +35,7 @@ def row_blocks(values: Any, start: int, stop: int) -> Iterator[sparse.csr_array]
     """Walk rows in order, a few at a time, as canonical CSR in float32: no duplicates, no stored zeros."""
     if is_lazy(values):
         for chunk in _chunks(values, start, stop):
+            check_structure(chunk, "a chunk of the dask array")
             yield from row_blocks(by_rows(chunk), 0, chunk.shape[0])
         return
     for first in range(start, stop, BLOCK_CELLS):
@@ -66,9 +69,12 @@ def _read(values: Any, start: int, stop: int) -> Any:
         return values[start:stop]
     # Straight from the three arrays: anndata would keep the row pointers of the whole file in memory.
     indptr = np.asarray(values.group["indptr"][start : stop + 1]).astype(np.int64)
+    n_columns, slot = values.shape[1], values.group.name
+    check_rows(indptr, values.group["data"].shape[0], n_columns, slot)
     here = slice(int(indptr[0]), int(indptr[-1]))
-    parts = values.group["data"][here], values.group["indices"][here], indptr - indptr[0]
-    return sparse.csr_array(parts, shape=(stop - start, values.shape[1]))
+    indices = values.group["indices"][here]
+    check_indices(indices, n_columns, slot)
+    return sparse.csr_array((values.group["data"][here], indices, indptr - indptr[0]), shape=(stop - start, n_columns))
 
 
 def _chunks(values: Any, start: int, stop: int) -> Iterator[Any]:

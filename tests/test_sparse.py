@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import anndata
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+
+import tahoe
+from tahoe._matrix import choose_matrix
+from tahoe._sparse import check_structure
+from tahoe.errors import InputError
+
+DAMAGE = {
+    "index beyond the columns": lambda m: m["indices"].__setitem__(-1, 10**6),
+    "negative index": lambda m: m["indices"].__setitem__(3, -1),
+    "pointer falls": lambda m: m["indptr"].__setitem__(2, m["indptr"][5]),
+    "pointer beyond the entries": lambda m: m["indptr"].__setitem__(-1, 2**31 - 1),
+    "negative pointer": lambda m: m["indptr"].__setitem__(1, -5),
+    "pointer starts late": lambda m: m["indptr"].__setitem__(0, 1),
+    "too few pointers": lambda m: m.__setitem__("indptr", m["indptr"][:-1]),
+    "too few indices": lambda m: m.__setitem__("indices", m["indices"][:-7]),
+    "too few values": lambda m: m.__setitem__("data", m["data"][:-7]),
+    "too few of both": lambda m: m.update(data=m["data"][:-7], indices=m["indices"][:-7]),
+    "indices are fractions": lambda m: m.__setitem__("indices", m["indices"].astype(np.float64)),
+    "pointers are fractions": lambda m: m.__setitem__("indptr", m["indptr"].astype(np.float32)),
+    "two-dimensional values": lambda m: m.update(data=m["data"][:, None], indices=m["indices"][:, None]),
+}
+# Doubled entries may make it so in memory, where they are summed.
+TOO_LONG = {"a row longer than the matrix is wide": lambda m: m["indptr"].__setitem__(slice(1, -1), m["indptr"][-1])}
+
+
+def arrays_of(matrix):
+    return {name: getattr(matrix, name).copy() for name in ("indptr", "indices", "data")}
+
+
+def assembled(kind, arrays, shape):
+    """What anndata does when it reads a file: no check of anything."""
+    matrix = kind(shape, dtype=np.float32)
+    for name, array in arrays.items():
+        setattr(matrix, name, array)
+    return matrix
+
+
+@pytest.mark.parametrize("kind", [sparse.csr_matrix, sparse.csc_matrix, sparse.csr_array])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_matrix_in_memory(tiny, full_cells, kind, damage):
+    matrix = kind(full_cells.X)
+    arrays = arrays_of(matrix)
+    DAMAGE[damage](arrays)
+    full_cells.X = assembled(kind, arrays, matrix.shape)
+    with pytest.raises(InputError, match="X is a damaged sparse matrix"):
+        tahoe.tl.embed(full_cells, tiny)
+    assert "X_tahoe" not in full_cells.obsm
+
+
+@pytest.mark.parametrize("damage", DAMAGE | TOO_LONG)
+def test_damaged_matrix_in_a_file(tiny, full_cells, tmp_path, damage):
+    full_cells.write_h5ad(tmp_path / "cells.h5ad")
+    arrays = arrays_of(full_cells.X)
+    (DAMAGE | TOO_LONG)[damage](arrays)
+    with h5py.File(tmp_path / "cells.h5ad", "r+") as file:
+        for name, array in arrays.items():
+            del file["X"][name]
+            file["X"][name] = array
+    backed = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    with pytest.raises(InputError, match="/?X is a damaged sparse matrix"):
+        tahoe.tl.embed(backed, tiny)
+    backed.file.close()
+
+
+def test_size_in_a_file_is_checked_before_memory_is_taken(tiny, full_cells, tmp_path):
+    """Ten thousand billion pointers, none of them stored: HDF5 would make them up, 80 TB of them."""
+    full_cells.write_h5ad(tmp_path / "cells.h5ad")
+    with h5py.File(tmp_path / "cells.h5ad", "r+") as file:
+        del file["X/indptr"], file["X/indices"], file["X/data"]
+        for name in ("indptr", "indices", "data"):
+            file["X"].create_dataset(name, shape=(10**13,), dtype="i8", chunks=(1024,))
+    backed = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    with pytest.raises(InputError, match=r"shapes \(10000000000000,\)"):
+        tahoe.tl.embed(backed, tiny)
+    backed.file.close()
+
+
+def test_a_damaged_layer_is_not_proposed(full_cells):
+    arrays = arrays_of(full_cells.X)
+    arrays["indices"][3] = -1
+    full_cells.layers["counts"] = assembled(sparse.csr_matrix, arrays, full_cells.shape)
+    full_cells.X = full_cells.X - sparse.csr_matrix(full_cells.X > 0)
+    full_cells.X.data -= 1
+    assert "counts" not in choose_matrix(full_cells).remedy()
+
+
+@st.composite
+def damaged(draw):
+    """Small pointers, indices and values that fit each other only now and then."""
+    shape = draw(st.integers(1, 4)), draw(st.integers(1, 5))
+    whole = st.integers(-2, 6)
+    pointers = np.cumsum([0, *draw(st.lists(st.integers(-1, 3), min_size=shape[0] - 1, max_size=shape[0] + 1))])
+    indices = np.array(draw(st.lists(whole, max_size=8)), dtype=draw(st.sampled_from([np.int32, np.int64])))
+    kind = draw(st.sampled_from([sparse.csr_matrix, sparse.csc_matrix]))
+    n_values = len(indices) + draw(st.sampled_from([0, 0, 0, -1, 1]))
+    data = np.ones(max(n_values, 0), dtype=np.float32)
+    return assembled(kind, {"indptr": pointers, "indices": indices, "data": data}, shape)
+
+
+@settings(max_examples=400, deadline=None)
+@given(damaged())
+def test_what_passes_is_what_scipy_calls_valid(matrix):
+    try:
+        check_structure(matrix, "X")
+    except InputError:
+        return
+    matrix.check_format(full_check=True)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_order_duplicates_and_wide_pointers_do_not_matter(data):
+    """Unsorted, doubled, 64-bit: all legal, and all the same matrix."""
+    n_rows, n_columns = data.draw(st.integers(1, 6)), data.draw(st.integers(2, 8))
+    cells = st.tuples(st.integers(0, n_rows - 1), st.integers(0, n_columns - 1), st.integers(0, 9))
+    entries = data.draw(st.lists(cells, max_size=20))
+    rows, columns, values = np.array([*entries, (0, 0, 0)]).T
+    dense = np.zeros((n_rows, n_columns), dtype=np.float32)
+    np.add.at(dense, (rows, columns), values)
+    order = np.argsort(rows, kind="stable")
+    pointers = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=n_rows))])
+    matrix = assembled(
+        sparse.csr_matrix,
+        {
+            "indptr": pointers.astype(np.int64),
+            "indices": columns[order].astype(np.int64),
+            "data": values[order].astype(np.float32),
+        },
+        dense.shape,
+    )
+    adata = anndata.AnnData(dense)
+    adata.X = matrix
+    block = next(choose_matrix(adata).blocks())
+    np.testing.assert_array_equal(block.toarray(), dense)
+    assert block.has_canonical_format
+    assert (block.data != 0).all()
