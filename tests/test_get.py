@@ -39,3 +39,60 @@ def test_names_and_numbers_mean_the_same_cell(tiny, tiny_cells):
 def test_no_such_cell(tiny, tiny_cells, cell, message):
     with pytest.raises(InputError, match=message):
         tahoe.get.gene_embeddings(tiny_cells, tiny, cell)
+
+
+def test_attention_matches_the_reference(tiny, tiny_cells, reference):
+    truth = np.load(reference / "tiny-golden.npz")
+    for layer in (0, 1):
+        for heads in (0, 3, "mean"):
+            ours = tahoe.get.attention(tiny_cells, tiny, 48, network_layer=layer, heads=heads)
+            expected = truth["attn_48"][layer]
+            check_attention(ours, expected.mean(0) if heads == "mean" else expected[heads], truth, 48, tiny)
+    ours = tahoe.get.attention(tiny_cells, tiny, "cell48", network_layer="all", heads=[0, 2])
+    check_attention(ours, truth["attn_48"][:, [0, 2]].mean((0, 1)), truth, 48, tiny)
+
+
+@pytest.mark.parametrize(("drug_key", "result"), [("drugs", "with_drug"), (None, "no_drug")])
+def test_attention_with_drugs_matches_the_reference(reference, read_cells, drug_key, result):
+    model = tahoe.load_model(reference / "drug-model")
+    cells = read_cells(reference / "drug-input.npz")
+    cells.var["tahoe_gene"] = cells.var_names
+    cells.obs["drugs"] = cells.obs["drugs"].where(cells.obs["drugs"] != "not_a_known_drug", None)
+    truth = np.load(reference / f"drug-{result}.npz")
+    for layer in (0, 1):
+        ours = tahoe.get.attention(cells, model, 7, network_layer=layer, drug_key=drug_key)
+        assert ("<drug>" in ours.index) == (drug_key is not None)
+        check_attention(ours, truth["attn_7"][layer].mean(0), truth, 7, model)
+
+
+def check_attention(ours, expected, truth, cell, model):
+    start, stop = truth["indptr"][cell : cell + 2]
+    place = {token: i for i, token in enumerate(truth["genes"][start:stop])}
+    order = [place[model.vocabulary.ids[name]] for name in ours.index]
+    np.testing.assert_allclose(ours.to_numpy(), expected[np.ix_(order, order)], atol=1e-6, rtol=0)
+    assert sorted(order) == list(range(stop - start))
+    assert (ours.index == ours.columns).all()
+
+
+def test_rows_of_attention_sum_to_one(heart):
+    for layer in range(3):
+        for head in range(4):
+            weights = tahoe.get.attention(heart, "demo", 0, network_layer=layer, heads=head, max_length=600)
+            assert len(weights) == 600
+            np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-5, rtol=0)
+    genes = weights.index[1:]
+    assert (np.diff(heart.var_names.get_indexer(genes)) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"network_layer": 2}, "network_layer=2: the network has 2 layers"),
+        ({"heads": 4}, "heads=4: the network has 4 heads"),
+        ({"layer": "counts"}, "does not exist"),
+        ({"drug_key": "drug"}, "no drug encoder"),
+    ],
+)
+def test_no_such_layer_or_head(tiny, tiny_cells, options, message):
+    with pytest.raises(InputError, match=message):
+        tahoe.get.attention(tiny_cells, tiny, 48, **options)

@@ -90,13 +90,13 @@ def row_of(adata: AnnData, cell: str | int) -> int:
     return int(cell)
 
 
-def check_key(adata: AnnData, key: str, slot: str = "obsm") -> None:
-    """Refuse to overwrite what this package did not write."""
+def check_key(adata: AnnData, key: str, *slots: tuple[str, str]) -> None:
+    """Refuse to overwrite what this package did not write: these slots, and ``uns[key]``."""
     if not isinstance(key, str) or not key or "/" in key or key == "tahoe_genes":
         message = f"key_added={key!r}; it must be the name of a slot, without '/', such as 'X_tahoe'"
         raise InputError(message)
     ours = isinstance(adata.uns.get(key), Mapping) and "tahoe_version" in adata.uns[key]
-    taken = [f"{slot}[{key!r}]" for slot in (slot, "uns") if key in getattr(adata, slot)]
+    taken = [f"{slot}[{name!r}]" for slot, name in (*slots, ("uns", key)) if name in getattr(adata, slot)]
     if taken and not ours:
         message = f"{taken[0]} exists and was not written by tahoe; choose another key_added, or delete it first"
         raise InputError(message)
@@ -143,9 +143,11 @@ def write(
     adata: AnnData,
     *,
     obs: Mapping[str, Any] | None = None,
+    var: Mapping[str, Any] | None = None,
     obsm: Mapping[str, Any] | None = None,
     varm: Mapping[str, Any] | None = None,
     varp: Mapping[str, Any] | None = None,
+    layers: Mapping[str, Any] | None = None,
     uns: Mapping[str, Any] | None = None,
     mapping: GeneMapping | None = None,
 ) -> None:
@@ -154,7 +156,8 @@ def write(
         adata.var["tahoe_gene"] = mapping.gene
         adata.var["tahoe_match"] = mapping.match
         adata.uns["tahoe_genes"] = mapping.report
-    for name, content in {"obs": obs, "obsm": obsm, "varm": varm, "varp": varp, "uns": uns}.items():
+    slots = {"obs": obs, "var": var, "obsm": obsm, "varm": varm, "varp": varp, "layers": layers, "uns": uns}
+    for name, content in slots.items():
         for key, value in (content or {}).items():
             getattr(adata, name)[key] = value
 

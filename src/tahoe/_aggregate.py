@@ -124,6 +124,7 @@ class AttentionMeans:
             here = places[tokens.bounds[cell] : tokens.bounds[cell + 1]]
             seen, group = np.flatnonzero(here >= 0), self.groups[first + cell]
             mean = mean_of_heads(weights_HNN, self.heads)
+            check_finite(mean, first + cell, model)
             pairs = np.ix_(here[seen], here[seen])
             self.sums[group][pairs] += mean[np.ix_(seen, seen)]
             self.from_cell[group][here[seen]] += mean[0, seen]
@@ -139,12 +140,12 @@ class AttentionMeans:
         self.from_cell += other.from_cell
 
     def result(self) -> tuple[list[sparse.csr_matrix], np.ndarray]:
-        """For each group a matrix (columns × columns), and the attention of the cells' own tokens (columns, groups)."""
+        """For each group a matrix (columns × columns), and the attention of the cells' own tokens (groups, columns)."""
         n_columns, n_layers = len(self.column_tokens), len(self.layers)
         expressing = np.einsum("gii->gi", self.n_cells) * n_layers
-        own = np.full((n_columns, self.n_groups), np.nan, dtype=np.float32)
+        own = np.full((self.n_groups, n_columns), np.nan, dtype=np.float32)
         with np.errstate(invalid="ignore"):  # zero by zero is NaN
-            own[self.columns] = (self.from_cell / expressing).T
+            own[:, self.columns] = self.from_cell / expressing
         matrices = [
             _spread(sums, n_cells * n_layers, self.columns, n_columns, self.top_k)
             for sums, n_cells in zip(self.sums, self.n_cells, strict=True)

@@ -8,18 +8,20 @@ import numpy as np
 import pandas as pd
 
 from tahoe._adata import row_of
-from tahoe._inputs import check_at_least, read_inputs
+from tahoe._aggregate import mean_of_heads, places_of
+from tahoe._inputs import check_at_least, choose_heads, choose_network_layers, read_inputs
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
 
-    from tahoe.model import TahoeModel
+    from tahoe._inputs import Inputs
+    from tahoe.model import TahoeModel, Tokens
 
-__all__ = ["gene_embeddings"]
+__all__ = ["attention", "gene_embeddings"]
 
 
 def gene_embeddings(
@@ -65,6 +67,89 @@ def gene_embeddings(
     >>> genes.shape[1]
     96
     """
+    inputs, tokens = _one_cell(adata, model, cell, layer, use_raw, drug_key, drugs, max_length, seed)
+    places, columns = _genes_in_order(inputs, tokens)
+    vectors = inputs.model.embed_tokens(tokens).cpu().numpy()
+    return pd.DataFrame(vectors[places], index=inputs.matrix.var.index[columns])
+
+
+def attention(
+    adata: AnnData,
+    model: str | os.PathLike[str] | TahoeModel,
+    cell: str | int,
+    *,
+    network_layer: int | Sequence[int] | str = -1,
+    heads: int | Sequence[int] | str = "mean",
+    layer: str | None = None,
+    use_raw: bool = False,
+    drug_key: str | None = None,
+    drugs: str | os.PathLike[str] | Mapping[str, int] | None = None,
+    max_length: int = 2048,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Attention among the tokens of one cell.
+
+    Parameters
+    ----------
+    adata
+        Annotated data matrix, cells × genes, human. It is not changed.
+    model
+        As for `tahoe.tl.embed`. Load it once with `tahoe.load_model` to look at several cells.
+    cell
+        Name of the cell in ``adata.obs_names``, or its number, from 0.
+    network_layer, heads
+        As for `tahoe.tl.attention`: one, or several to be averaged.
+    layer, use_raw, drug_key, drugs, max_length, seed
+        As for `tahoe.tl.embed`.
+
+    Returns
+    -------
+    Tokens × tokens, float32: row ``i``, column ``j`` says how much token ``i`` attends to token ``j``, and each row
+    sums to one. First comes the cell's own token, ``"<cls>"`` (with `drug_key`, ``"<drug>"`` behind it), then the genes
+    that the cell expresses and the model knows, in the order and by the names of ``adata.var`` (of ``adata.raw.var``
+    with `use_raw`).
+
+    Raises
+    ------
+    tahoe.errors.InputError
+        If there is no such cell, layer or head, if the cell expresses no gene that the model knows, or as
+        `tahoe.tl.embed`.
+
+    Examples
+    --------
+    >>> import tahoe
+    >>> adata = tahoe.datasets.pbmc68k()
+    >>> weights = tahoe.get.attention(adata, "demo", 0, heads=2)
+    >>> weights.index[0]
+    '<cls>'
+    """
+    inputs, tokens = _one_cell(adata, model, cell, layer, use_raw, drug_key, drugs, max_length, seed)
+    layers = choose_network_layers(network_layer, inputs.model.config.n_layers)
+    chosen = choose_heads(heads, inputs.model.config.n_heads)
+    of_layers: list[np.ndarray] = []
+    inputs.model.observe(
+        tokens, layers, lambda layer, cell, weights_HNN: of_layers.append(mean_of_heads(weights_HNN, chosen))
+    )
+    mean = np.stack(of_layers).mean(axis=0).astype(np.float32)
+    places, columns = _genes_in_order(inputs, tokens)
+    special = ["<cls>"] if tokens.drugs is None else ["<cls>", "<drug>"]
+    order = np.concatenate([np.arange(len(special)), places])
+    names = pd.Index([*special, *inputs.matrix.var.index[columns]])
+    return pd.DataFrame(mean[np.ix_(order, order)], index=names, columns=names)
+
+
+def _one_cell(
+    adata: AnnData,
+    model: str | os.PathLike[str] | TahoeModel,
+    cell: str | int,
+    layer: str | None,
+    use_raw: bool,
+    drug_key: str | None,
+    drugs: str | os.PathLike[str] | Mapping[str, int] | None,
+    max_length: int,
+    seed: int,
+) -> tuple[Inputs, Tokens]:
+    """What a verb needs, and the tokens of one cell."""
     check_at_least(max_length=(max_length, 2))
     row = row_of(adata, cell)
     inputs = read_inputs(adata, model, layer=layer, use_raw=use_raw, whole=False, drug_key=drug_key, drugs=drugs)
@@ -74,9 +159,12 @@ def gene_embeddings(
     if not tokens.n_genes[0]:
         message = f"cell={cell!r} expresses no gene of the model's vocabulary; choose another cell"
         raise InputError(message)
-    n_special = 1 if of_cell is None else 2
-    vectors = inputs.model.embed_tokens(tokens).cpu().numpy()[n_special:]
-    column_of = {token: column for column, token in enumerate(inputs.column_tokens.tolist()) if token >= 0}
-    columns = np.array([column_of[token] for token in tokens.ids[n_special:].tolist()])
-    order = np.argsort(columns)
-    return pd.DataFrame(vectors[order], index=inputs.matrix.var.index[columns[order]])
+    return inputs, tokens
+
+
+def _genes_in_order(inputs: Inputs, tokens: Tokens) -> tuple[np.ndarray, np.ndarray]:
+    """Where a cell's genes stand among its tokens, in the order of the columns, and these columns."""
+    columns = places_of(inputs.column_tokens, inputs.model.config.vocab_size)[tokens.ids]
+    places = np.flatnonzero(columns >= 0)
+    places = places[np.argsort(columns[places])]
+    return places, columns[places]

@@ -26,7 +26,7 @@ def test_one_cell_matches_the_reference(tiny, tiny_cells, reference):
                 ours[columns][:, columns].toarray(), expected[np.ix_(order, order)], atol=1e-6, rtol=0
             )
             np.testing.assert_allclose(
-                cell.varm["tahoe_attention_from_cell"][columns, 0], expected[0, order], atol=1e-6, rtol=0
+                cell.var["tahoe_attention_from_cell"].to_numpy()[columns], expected[0, order], atol=1e-6, rtol=0
             )
     tahoe.tl.attention(cell, tiny, network_layer="all")
     expected = truth["attn_48"].mean((0, 1))[np.ix_(order, order)]
@@ -58,7 +58,10 @@ def test_mean_over_cells_and_groups(tiny, full_cells):
     for group, rows in (("a", slice(0, 4)), ("b", slice(4, 9))):
         expected, _ = per_cell(cells[rows].copy(), tiny)
         np.testing.assert_allclose(cells.varp[f"parts_{group}"].toarray(), expected, atol=1e-6, rtol=0)
-    assert cells.varm["parts_from_cell"].shape == (cells.n_vars, 2)
+        expressing = (cells[rows].X > 0).sum(0).A1 > 0
+        known = tiny.vocabulary.tokens_of(cells.var_names) >= 0
+        np.testing.assert_array_equal(cells.var[f"parts_{group}_from_cell"].notna(), expressing & known)
+    assert cells.uns["parts"]["group_sizes"] == [4, 5]
 
 
 def test_genes_and_top_k_only_thin_the_result(tiny, full_cells):

@@ -29,6 +29,7 @@ def test_groups_are_their_cells_alone(tiny, full_cells):
     full_cells.obs["kind"] = pd.Categorical(np.where(np.arange(63) % 3 == 0, "a", "b"), categories=["z", "b", "a"])
     tahoe.tl.embed_genes(full_cells, tiny, groupby="kind")
     assert full_cells.uns["tahoe"]["groups"] == ["b", "a"]
+    assert full_cells.uns["tahoe"]["group_sizes"] == [42, 21]
     assert "tahoe" not in full_cells.varm
     for number, group in enumerate(["b", "a"]):
         alone = full_cells[full_cells.obs["kind"] == group].copy()
@@ -81,12 +82,15 @@ def test_without_context(tiny, full_cells):
         ({"groupby": "nothing"}, "groupby='nothing' is not a column of adata.obs"),
         ({"groupby": "holes"}, r"obs\['holes'\] is missing for 1 cells"),
         ({"key_added": "loadings"}, r"varm\['loadings'\] exists and was not written by tahoe"),
+        ({"key_added": "own", "groupby": "kind"}, r"varm\['own_a'\] exists and was not written by tahoe"),
+        ({"groupby": "kind", "context": False}, "with context=False the vectors are the same in all cells"),
         ({"layer": "nothing"}, "does not exist"),
     ],
 )
 def test_bad_arguments(tiny, full_cells, options, message):
     full_cells.obs["holes"] = pd.Categorical([None, *["x"] * 62])
-    full_cells.varm["loadings"] = np.zeros((1600, 2))
+    full_cells.obs["kind"] = "a"
+    full_cells.varm["loadings"] = full_cells.varm["own_a"] = np.zeros((1600, 2))
     before = set(full_cells.varm), set(full_cells.uns)
     with pytest.raises(InputError, match=message):
         tahoe.tl.embed_genes(full_cells, tiny, **options)

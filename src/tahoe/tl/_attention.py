@@ -3,6 +3,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from tahoe._adata import check_key, columns_of, groups_of, slot_names, to_change, write
 from tahoe._aggregate import AttentionMeans, aggregate, check_fits
 from tahoe._inputs import check_at_least, choose_heads, choose_network_layers, read_inputs
@@ -62,7 +64,7 @@ def attention(
     genes
         Only these, by ``adata.var_names``. The attention is the same as without; it bounds the size of the result.
     top_k
-        Keep only so many of the strongest entries of each row.
+        Keep only so many of the strongest entries of each row. It bounds what is stored, `genes` also what is summed.
     layer, drug_key, drugs, max_length, min_coverage, seed
         As for `tahoe.tl.embed`. `layer` is one of ``adata.layers``, not of the network.
     key_added
@@ -80,19 +82,21 @@ def attention(
     ``adata.varp[key_added]`` : `scipy.sparse.csr_matrix` (float32, genes × genes)
         Row ``i``, column ``j``: how much gene ``i`` attends to gene ``j``, as a share of its attention, in the mean
         over the cells that express both. Nothing is stored for pairs that no cell expresses.
-    ``adata.varm[f"{key_added}_from_cell"]`` : `numpy.ndarray` (float32, genes × groups)
-        How much the cell's own token attends to each gene, in the mean over the cells that express it; NaN where none
-        does.
+    ``adata.var[f"{key_added}_from_cell"]`` : `pandas.Series` (float32)
+        How much the cell's own token, whose output is the embedding, attends to each gene, in the mean over the cells
+        that express it; NaN where none does. With `groupby` one column for each group,
+        ``f"{key_added}_{group}_from_cell"``.
     ``adata.uns[key_added]`` : `dict`
-        What is needed to repeat this, with the names of the groups in their order under ``"groups"``.
+        What is needed to repeat this; with `groupby` also ``"groups"``, the names of the groups in their order, and
+        ``"group_sizes"``, how many cells each has.
     ``adata.var["tahoe_gene"]``, ``adata.var["tahoe_match"]``, ``adata.uns["tahoe_genes"]``
         As `tahoe.pp.map_genes` sets them, if that was not called before.
 
     Raises
     ------
     tahoe.errors.InputError
-        If there is no such layer, head, gene or group, if no cell expresses any of `genes`, if the result would not
-        fit in memory (`genes` bounds it), or as `tahoe.tl.embed`.
+        If there is no such layer, head, gene or column of ``adata.obs``, if that column has missing values, if no cell
+        expresses any of `genes`, if the result would not fit in memory (`genes` bounds it), or as `tahoe.tl.embed`.
     tahoe.errors.GeneError, tahoe.errors.ModelError, tahoe.errors.DeviceError
         As `tahoe.tl.embed`.
 
@@ -104,10 +108,11 @@ def attention(
     >>> adata.varp["tahoe_attention"].shape == (adata.n_vars, adata.n_vars)
     True
     """
-    check_key(adata, key_added, "varp")
     check_at_least(max_length=(max_length, 2), token_budget=(token_budget, 1), top_k=(top_k, 1))
     codes, groups = groups_of(adata, groupby)
     names = slot_names(key_added, groups, groupby)
+    own_names = [f"{name}_from_cell" for name in names]
+    check_key(adata, key_added, *(("varp", name) for name in names), *(("var", name) for name in own_names))
     chosen = columns_of(adata, genes)
     adata = to_change(adata, copy)
     inputs = read_inputs(
@@ -124,8 +129,9 @@ def attention(
     network_layers = choose_network_layers(network_layer, inputs.model.config.n_layers)
     head_numbers = choose_heads(heads, inputs.model.config.n_heads)
     columns = inputs.expressed(chosen)
-    check_fits(20 * len(groups) * len(columns) ** 2, f"{len(columns)} × {len(columns)} genes; choose fewer with genes=")
-    log.info("attention among %d genes in %d cells", len(columns), adata.n_obs)
+    n_groups, n_genes = len(groups), len(columns)
+    check_fits(20 * n_groups * n_genes**2, f"{n_groups} × {n_genes} × {n_genes} genes; choose fewer with genes=")
+    log.info("attention among %d genes in %d cells", n_genes, adata.n_obs)
     record = inputs.record(
         network_layers=list(network_layers),
         heads=list(head_numbers),
@@ -135,12 +141,12 @@ def attention(
         seed=seed,
         token_budget=token_budget,
     )
-    record |= {"groups": groups} if groupby is not None else {}
+    record |= {} if groupby is None else {"groups": groups, "group_sizes": np.bincount(codes).tolist()}
     means = AttentionMeans(
         inputs.column_tokens,
         columns,
         codes,
-        len(groups),
+        n_groups,
         inputs.model.config.vocab_size,
         network_layers,
         head_numbers,
@@ -151,7 +157,7 @@ def attention(
     write(
         adata,
         varp=dict(zip(names, matrices, strict=True)),
-        varm={f"{key_added}_from_cell": from_cell},
+        var=dict(zip(own_names, from_cell, strict=True)),
         uns={key_added: record},
         mapping=inputs.mapping,
     )

@@ -125,7 +125,7 @@ def embed(
     >>> adata.obsm["X_tahoe"].shape[0] == adata.n_obs
     True
     """
-    check_key(adata, key_added)
+    check_key(adata, key_added, ("obsm", key_added))
     check_at_least(max_length=(max_length, 2), token_budget=(token_budget, 1))
     adata = to_change(adata, copy)
     inputs = read_inputs(

@@ -8,6 +8,7 @@ import numpy as np
 from tahoe._adata import check_key, groups_of, slot_names, to_change, write
 from tahoe._aggregate import GeneMeans, aggregate, check_fits
 from tahoe._inputs import check_at_least, read_inputs
+from tahoe.errors import InputError
 
 if TYPE_CHECKING:
     import os
@@ -55,7 +56,7 @@ def embed_genes(
     groupby
         Column of ``adata.obs``; one mean for each of its groups instead of one over all cells.
     context
-        False gives the vectors with which the genes enter the network, the same in all cells and groups.
+        False gives the vectors with which the genes enter the network, the same in all cells, without a pass over them.
     layer, mask_var, drug_key, drugs, max_length, min_coverage, seed
         As for `tahoe.tl.embed`.
     key_added
@@ -76,15 +77,16 @@ def embed_genes(
     ``adata.varm[f"{key_added}_n_cells"]`` : `numpy.ndarray` (int64, genes × groups)
         Over how many cells each mean goes. One column without `groupby`; not with ``context=False``.
     ``adata.uns[key_added]`` : `dict`
-        What is needed to repeat this, with the names of the groups in their order under ``"groups"``.
+        What is needed to repeat this; with `groupby` also ``"groups"``, the names of the groups in their order, and
+        ``"group_sizes"``, how many cells each has.
     ``adata.var["tahoe_gene"]``, ``adata.var["tahoe_match"]``, ``adata.uns["tahoe_genes"]``
         As `tahoe.pp.map_genes` sets them, if that was not called before.
 
     Raises
     ------
     tahoe.errors.InputError
-        If `groupby` is not a column of ``adata.obs`` or has missing values, if the result would not fit in memory, or
-        as `tahoe.tl.embed`.
+        If `groupby` is not a column of ``adata.obs``, has missing values or goes with ``context=False``, if the result
+        would not fit in memory, or as `tahoe.tl.embed`.
     tahoe.errors.GeneError, tahoe.errors.ModelError, tahoe.errors.DeviceError
         As `tahoe.tl.embed`.
 
@@ -96,10 +98,13 @@ def embed_genes(
     >>> adata.varm["tahoe"].shape[0] == adata.n_vars
     True
     """
-    check_key(adata, key_added, "varm")
     check_at_least(max_length=(max_length, 2), token_budget=(token_budget, 1))
-    codes, groups = groups_of(adata, groupby if context else None)
+    if groupby is not None and not context:
+        message = f"groupby={groupby!r}, but with context=False the vectors are the same in all cells; leave it away"
+        raise InputError(message)
+    codes, groups = groups_of(adata, groupby)
     names = slot_names(key_added, groups, groupby)
+    check_key(adata, key_added, *(("varm", name) for name in (*names, f"{key_added}_n_cells")))
     adata = to_change(adata, copy)
     inputs = read_inputs(
         adata,
@@ -117,7 +122,7 @@ def embed_genes(
     record = inputs.record(
         context=context, groupby=groupby, max_length=max_length, seed=seed, token_budget=token_budget
     )
-    record |= {"groups": groups} if groupby is not None and context else {}
+    record |= {} if groupby is None else {"groups": groups, "group_sizes": np.bincount(codes).tolist()}
     if context:
         check_fits(
             24 * len(groups) * adata.n_vars * inputs.model.config.d_model,
