@@ -28,7 +28,8 @@ from sklearn.utils.extmath import randomized_svd
 
 import tahoe
 from tahoe.model import ModelConfig, TahoeModel, Tokens, Vocabulary, tokenize
-from tahoe.model.checkpoint import file_sha256, write_checkpoint
+from tahoe.model.checkpoint import write_checkpoint
+from tahoe.model.layout import file_sha256
 from tahoe.model.training import Losses, Sampler, TrainingPlan, evaluate, new_network, train
 
 log = logging.getLogger("train_demo")

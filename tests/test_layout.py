@@ -85,8 +85,9 @@ def test_importing_is_cheap():
     assert out.stdout.strip() == "[]"
 
 
-def test_mapping_genes_needs_no_torch():
-    code = "import sys, tahoe; tahoe.pp.map_genes; print('torch' in sys.modules)"
+@pytest.mark.parametrize("use", ["import tahoe; tahoe.pp.map_genes", "from tahoe.model import hub"])
+def test_what_needs_no_torch(use):
+    code = f"{use}; import sys; print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
 

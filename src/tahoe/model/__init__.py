@@ -1,9 +1,34 @@
 """The Tahoe-x1 network: torch and numpy, no AnnData."""
 
-from tahoe.model.config import ModelConfig
-from tahoe.model.model import TahoeModel, load_model
-from tahoe.model.network import Batch, Network
-from tahoe.model.tokenizer import Tokens, tokenize
-from tahoe.model.vocab import Vocabulary
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tahoe.model.config import ModelConfig
+    from tahoe.model.model import TahoeModel, load_model
+    from tahoe.model.network import Batch, Network
+    from tahoe.model.tokenizer import Tokens, tokenize
+    from tahoe.model.vocab import Vocabulary
 
 __all__ = ["Batch", "ModelConfig", "Network", "TahoeModel", "Tokens", "Vocabulary", "load_model", "tokenize"]
+
+# Loaded at the first use: a download (`tahoe.model.hub`) need not wait for torch.
+_FROM = {
+    "Batch": "network",
+    "ModelConfig": "config",
+    "Network": "network",
+    "TahoeModel": "model",
+    "Tokens": "tokenizer",
+    "Vocabulary": "vocab",
+    "load_model": "model",
+    "tokenize": "tokenizer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FROM:
+        message = f"module 'tahoe.model' has no attribute {name!r}"
+        raise AttributeError(message)
+    value = getattr(import_module(f"tahoe.model.{_FROM[name]}"), name)
+    globals()[name] = value
+    return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from dataclasses import replace
@@ -14,18 +13,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from tahoe.errors import ModelError
-from tahoe.model.config import COLLATOR_FILE, MODEL_FILE, ModelConfig
+from tahoe.model.config import ModelConfig
+from tahoe.model.layout import COLLATOR_FILE, DRUGS_FILE, FILES, MODEL_FILE, VOCABULARY_FILE, WEIGHTS_FILE
 from tahoe.model.network import Network
-from tahoe.model.vocab import DRUG, VOCABULARY_FILE, Vocabulary
+from tahoe.model.vocab import DRUG, Vocabulary
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
-
-WEIGHTS_FILE = "model.safetensors"
-DRUGS_FILE = "drug_to_id_pad.json"
-FILES = (WEIGHTS_FILE, MODEL_FILE, COLLATOR_FILE, VOCABULARY_FILE)
 
 # Name in the released files → name in Network; {i} counts layers. All of them end in .weight and most in .bias too.
 KEYS = {
@@ -120,12 +116,6 @@ def our_name(key: str) -> str:
     ours = _translated(bare, KEYS)
     # An unknown name keeps the prefix, which none of ours has, and so is reported as unexpected.
     return PREFIX + bare if ours == bare else ours
-
-
-def file_sha256(path: Path) -> str:
-    """Hash of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _translated(key: str, names: dict[str, str]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tahoe.errors import ModelError
+from tahoe.model.layout import COLLATOR_FILE, MODEL_FILE
 from tahoe.model.yaml_section import Section, read_yaml
 
 if TYPE_CHECKING:
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MODEL_FILE = "model_config.yml"
-COLLATOR_FILE = "collator_config.yml"
 ACTIVATIONS = ("relu", "gelu", "leaky_relu", "sigmoid", "silu", "tanh")
 # Bins of a value, zero included. The quantile grades that the released models were trained with belong to this number.
 N_BINS = 51

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tahoe.errors import ModelError
-from tahoe.model.checkpoint import FILES
+from tahoe.model.layout import FILES
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import torch
 from tahoe.errors import DeviceError, ModelError
 from tahoe.model import hub
 from tahoe.model.attention import Spans, choose_attention
-from tahoe.model.checkpoint import WEIGHTS_FILE, file_sha256, read_checkpoint, write_checkpoint
+from tahoe.model.checkpoint import read_checkpoint, write_checkpoint
+from tahoe.model.layout import WEIGHTS_FILE, file_sha256
 from tahoe.model.network import Batch
 from tahoe.model.tokenizer import Tokens, tokenize
 from tahoe.settings import settings

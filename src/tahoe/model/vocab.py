@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tahoe.errors import ModelError
+from tahoe.model.layout import VOCABULARY_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-VOCABULARY_FILE = "vocab.json"
 PAD, CELL, DRUG = "<pad>", "<cls>", "<drug>"
 
 
