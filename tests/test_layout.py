@@ -26,6 +26,7 @@ PLACES = {
     "datasets": "verbs",
     "_inputs": "adata",
     "_matrix": "adata",
+    "_dask": "adata",
     "_rows": "engine",
     "_sparse": "engine",
     "_adata": "adata",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import numpy as np
@@ -26,7 +27,7 @@ class Accumulator(Protocol):
     """What can be added up over cells."""
 
     def add(self, model: TahoeModel, first: int, tokens: Tokens) -> None:
-        """Take one batch of cells, the first of which has the number `first`."""
+        """Take one batch of cells, the first of which has the number `first`: all of it, or in an error nothing."""
 
     def merge(self, other: Self) -> None:
         """Take what another one added up, from the cells that come next."""
@@ -40,8 +41,7 @@ A = TypeVar("A", bound=Accumulator)
 
 def aggregate(model: TahoeModel, stream: Stream, accumulator: A) -> A:
     """Add the cells of a stream up, batch by batch, and give the accumulator back."""
-    for first, tokens in stream.batches(model):
-        accumulator.add(model, first, tokens)
+    stream.each(model, partial(accumulator.add, model))
     return accumulator
 
 

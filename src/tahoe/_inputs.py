@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tahoe._adata import drugs_of, mapped_genes, provenance
+from tahoe._aggregate import aggregate
+from tahoe._dask import ModelReference, Recipe, aggregate_on_workers, cluster, settled_on
 from tahoe._engine import Stream
 from tahoe._genes import check_coverage
 from tahoe._matrix import Matrix, check_values, choose_matrix, selected_genes
 from tahoe.errors import InputError
 from tahoe.model import TahoeModel, load_model
 from tahoe.model.checkpoint import read_drugs
+from tahoe.settings import settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     import torch
     from anndata import AnnData
 
+    from tahoe._dask import A
     from tahoe._genes import GeneMapping
 
 
@@ -39,6 +43,8 @@ class Inputs:
     """The gene mapping, if it was made here and is to be written with the results."""
     parameters: dict[str, Any]
     """Those that go into the provenance."""
+    reference: ModelReference
+    """The same model, for workers."""
     drugs: np.ndarray | None = None
     """Drug of each cell, where a drug token was asked for."""
 
@@ -53,6 +59,20 @@ class Inputs:
             token_budget,
             self.drugs,
         )
+
+    def recipe(self, **parameters: Any) -> Recipe:
+        """What workers need to do the same with cells that they read themselves."""
+        client = cluster()
+        reference = self.reference if client is None else settled_on(client, self.reference)
+        return Recipe(reference, self.column_tokens, self.matrix.slot, drugs=self.drugs, **parameters)
+
+    def aggregate(self, accumulator: A, *, max_length: int, seed: int, token_budget: int | None) -> A:
+        """Add up all cells: on the workers of a cluster, where the matrix is lazy and there is one; else here."""
+        parameters: dict[str, Any] = {"max_length": max_length, "seed": seed, "token_budget": token_budget}
+        client = cluster() if self.matrix.is_lazy else None
+        if client is None:
+            return aggregate(self.model, self.stream(**parameters), accumulator)
+        return aggregate_on_workers(client, self.matrix.values, self.recipe(**parameters), accumulator)
 
     def expressed(self, columns: np.ndarray) -> np.ndarray:
         """Those of the columns that the model knows and any cell expresses."""
@@ -91,8 +111,12 @@ def read_inputs(
     matrix = choose_matrix(adata, layer=layer, use_raw=use_raw)
     used = selected_genes(matrix, mask_var)
     if whole:
-        check_values(next(matrix.blocks()), matrix)
+        check_values(next(matrix.blocks()), matrix.slot, matrix.remedy)
     loaded = load_model(model, device=device, dtype=dtype, attention=attention)
+    if isinstance(model, TahoeModel):
+        device, dtype, attention = loaded.device, loaded.dtype, loaded.attention
+    else:
+        device, dtype = device or settings.device, dtype or settings.dtype
     drug_ids = read_drug_ids(adata, loaded, drug_key, drugs)
     genes, mapping = mapped_genes(adata, matrix)
     names = matrix.var.index.to_numpy()
@@ -103,7 +127,8 @@ def read_inputs(
         )
         parameters["share_in_vocabulary"] = coverage.get("share_in_vocabulary")
     column_tokens = np.where(used, loaded.vocabulary.tokens_of(genes), -1)
-    return Inputs(matrix, loaded, column_tokens, mapping, parameters, drug_ids)
+    reference = ModelReference.to(loaded, device=device, dtype=dtype, attention=attention)
+    return Inputs(matrix, loaded, column_tokens, mapping, parameters, reference, drug_ids)
 
 
 def _told(mask_var: str | np.ndarray | None) -> str | None:

@@ -14,7 +14,7 @@ from tahoe._sparse import check_structure
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from anndata import AnnData
     from scipy import sparse
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SAMPLE_BLOCKS = 16
 # A block without zeros is not what a sequencer gives. Fewer cells, or a small panel of genes, say nothing.
 DENSE_SHARE, LEAST_CELLS, LEAST_GENES, LEAST_GENES_OF_COUNTS = 0.98, 5, 50, 500
+NO_REMEDY = "Pass layer= or use_raw= to point to such a matrix, or load the counts again."
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Matrix:
     def checked_blocks(self, start: int = 0, stop: int | None = None) -> Iterator[sparse.csr_array]:
         """Walk as `blocks` does, and refuse the first block with values that will not do."""
         for block in self.blocks(start, stop):
-            check_values(block, self)
+            check_values(block, self.slot, self.remedy)
             yield block
 
     @cached_property
@@ -91,7 +92,7 @@ class Matrix:
         for matrix, how in _others(self):
             if _would_do(matrix):
                 return f"{matrix.slot} would do: {how}."
-        return "Pass layer= or use_raw= to point to such a matrix, or load the counts again."
+        return NO_REMEDY
 
 
 def choose_matrix(adata: AnnData, *, layer: str | None = None, use_raw: bool = False) -> Matrix:
@@ -151,18 +152,15 @@ def _refuse_columns(matrix: Matrix) -> None:
             f" it; {fix}"
         )
         raise InputError(message)
-    if matrix.is_lazy and np.isnan(values.shape).any():
-        message = f"{matrix.slot} is a dask array of unknown size; call {matrix.slot}.compute_chunk_sizes() first"
-        raise InputError(message)
 
 
-def check_values(block: sparse.csr_array, matrix: Matrix) -> None:
+def check_values(block: sparse.csr_array, slot: str, remedy: Callable[[], str]) -> None:
     """Refuse values whose order within a cell no longer says how much of each gene was measured."""
     seen = fault(block)
     if seen:
         message = (
-            f"{matrix.slot} holds {seen}; Tahoe-x1 ranks the expressed genes of each cell, so it needs counts, or"
-            f" counts that were only normalised by cell or log-transformed. {matrix.remedy()}"
+            f"{slot} holds {seen}; Tahoe-x1 ranks the expressed genes of each cell, so it needs counts, or"
+            f" counts that were only normalised by cell or log-transformed. {remedy()}"
         )
         raise InputError(message)
 

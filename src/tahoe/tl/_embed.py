@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import logging
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tahoe._adata import check_key, to_change, write
+from tahoe._dask import embed_lazily
 from tahoe._engine import embed_cells
 from tahoe._inputs import check_at_least, read_inputs
 from tahoe.errors import TahoeWarning
@@ -144,16 +145,17 @@ def embed(
     log.info("embedding %d cells of %s with %r", inputs.matrix.n_cells, inputs.matrix.slot, inputs.model)
     # before the work: the hash of the weights needs their file
     record = inputs.record(max_length=max_length, normalize=normalize, seed=seed, token_budget=token_budget)
-    stream = inputs.stream(max_length=max_length, seed=seed, token_budget=token_budget)
-    vectors, n_genes = embed_cells(inputs.model, stream, normalize=normalize)
-    _warn_of_empty_cells(n_genes)
-    write(
-        adata,
-        obsm={key_added: vectors},
-        obs={"tahoe_n_genes": n_genes},
-        uns={key_added: record},
-        mapping=inputs.mapping,
-    )
+    parameters: dict[str, Any] = {"max_length": max_length, "seed": seed, "token_budget": token_budget}
+    if inputs.matrix.is_lazy:
+        recipe = inputs.recipe(**parameters, normalize=normalize)
+        record |= recipe.model.where()
+        obsm = {key_added: embed_lazily(inputs.matrix.values, recipe, inputs.model.config.d_model)}
+        obs = {}
+    else:
+        vectors, n_genes = embed_cells(inputs.model, inputs.stream(**parameters), normalize=normalize)
+        _warn_of_empty_cells(n_genes)
+        obsm, obs = {key_added: vectors}, {"tahoe_n_genes": n_genes}
+    write(adata, obsm=obsm, obs=obs, uns={key_added: record}, mapping=inputs.mapping)
     return adata if copy else None
 
 
