@@ -59,6 +59,8 @@ class TahoeModel:
     """The commit on the Hub, for a registered name."""
     drugs: dict[str, int] = field(default_factory=dict)
     """Drugs that the checkpoint knows by name, and their ids."""
+    recorded_sha256: str = ""
+    """Hash of the weights file as its download was checked; empty where it was not downloaded by name."""
 
     @property
     def config(self) -> ModelConfig:
@@ -78,7 +80,9 @@ class TahoeModel:
     @cached_property
     def weights_sha256(self) -> str:
         """Hash of the weights file; empty for a model that was never written."""
-        return file_sha256(self.folder / WEIGHTS_FILE) if self.folder else ""
+        if self.recorded_sha256 or self.folder is None:
+            return self.recorded_sha256
+        return file_sha256(self.folder / WEIGHTS_FILE)
 
     def tokenize(
         self,
@@ -192,12 +196,12 @@ def load_model(
         _refuse_revision(revision, "a loaded model")
         return _moved(model, device, dtype, attention)
     where = choose_device(device or settings.device)
-    name, folder, commit = _located(model, revision)
+    name, folder, commit, sha256 = _located(model, revision)
     network, vocabulary, drugs = read_checkpoint(folder)
     precision = _choose_dtype(dtype or settings.dtype, where, network.config.precision)
     kernel = choose_attention(attention, where, precision)
     network.set_precision(precision).to(where)
-    loaded = TahoeModel(name, network, vocabulary, where, kernel, folder, commit, drugs)
+    loaded = TahoeModel(name, network, vocabulary, where, kernel, folder, commit, drugs, sha256)
     log.info("loaded %r", loaded)
     return loaded
 
@@ -237,19 +241,19 @@ def _choose_dtype(dtype: str | torch.dtype | None, device: torch.device, precisi
     return chosen
 
 
-def _located(model: str | os.PathLike[str], revision: str | None) -> tuple[str, Path, str | None]:
-    """Name, folder and commit of a model."""
+def _located(model: str | os.PathLike[str], revision: str | None) -> tuple[str, Path, str | None, str]:
+    """Name, folder and commit of a model, and the hash of its weights as far as it is known."""
     folder = Path(model)
     if isinstance(model, str) and model == hub.DEMO:
         _refuse_revision(revision, "the demo model, which ships with the package")
-        return model, Path(str(files("tahoe") / "data" / "demo-model")), None
+        return model, Path(str(files("tahoe") / "data" / "demo-model")), None, ""
     if isinstance(model, str) and model in hub.RELEASES:
-        commit = revision or hub.RELEASES[model].revision
-        return model, hub.download(model, revision=commit, cache_dir=settings.cache_dir), commit
+        found = hub.download(model, revision=revision, cache_dir=settings.cache_dir)
+        return model, found.folder, found.commit, found.sha256[WEIGHTS_FILE]
     if not folder.is_dir():
         hub.check_name(str(model))
     _refuse_revision(revision, f"the folder {str(model)!r}")
-    return folder.resolve().name, folder, None
+    return folder.resolve().name, folder, None, ""
 
 
 def _same(asked: object, present: object) -> bool:
