@@ -97,7 +97,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def noted(self) -> tuple[list[str], bytes]:
         path = urlsplit(self.path).path
-        self.server.requests.append((self.command, unquote(path), dict(self.headers)))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.server.requests.append((self.command, unquote(path), headers))
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         return [unquote(part) for part in path.strip("/").split("/")], body
 
@@ -216,7 +217,9 @@ class Handler(BaseHTTPRequestHandler):
                     elif line["key"] == "lfsFile":
                         files[value["path"]] = hub.blobs[value["oid"]]
                 name = hub.commit(files)
-                self.json({"success": True, "commitOid": name, "commitUrl": f"{hub.endpoint}/{REPOSITORY}/{name}"})
+                self.json(
+                    {"success": True, "commitOid": name, "commitUrl": f"{hub.endpoint}/{REPOSITORY}/commit/{name}"}
+                )
             case _:
                 self.fails(404, "RepoNotFound")
 

@@ -57,7 +57,7 @@ def test_a_cut_connection_is_resumed(client, loopback):
     loopback.commit(loopback.commits[loopback.main] | {"70m-model/model.safetensors": content})
     loopback.cuts = 1
     assert client.download()["sha256"]["model.safetensors"] == hashlib.sha256(content).hexdigest()
-    ranges = [headers.get("Range") for _, path, headers in loopback.requests if path.startswith("/large/")]
+    ranges = [headers.get("range") for _, path, headers in loopback.requests if path.startswith("/large/")]
     assert ranges == [None, f"bytes={10 << 20}-"]
 
 
@@ -149,7 +149,7 @@ def test_gated(client, loopback):
     assert "error" not in client.download(HF_TOKEN="hf_secret")
     elsewhere = [headers for _, path, headers in loopback.requests if path.startswith("/large/")]
     assert elsewhere
-    assert not any("Authorization" in headers for headers in elsewhere), "the token stays with the Hub"
+    assert not any("authorization" in headers for headers in elsewhere), "the token stays with the Hub"
 
 
 def test_offline_or_out_of_reach(client, loopback):
@@ -216,7 +216,7 @@ def test_full_disk(client, loopback, small_disk, tmp_path):
 
 def test_a_full_disk_by_its_error_number():
     for number in (errno.ENOSPC, errno.EDQUOT):
-        assert "no space is left" in hub._reason(OSError(number, "full"), None)
+        assert "no space is left" in hub.reason(OSError(number, "full"))
 
 
 def test_a_loaded_model_tells_the_commit_and_the_hash(loopback, client, tmp_path, monkeypatch):

@@ -89,20 +89,28 @@ def write_checkpoint(
     vocabulary: Vocabulary,
     drugs: dict[str, int] | None = None,
 ) -> None:
-    """Write a folder in the released layout, for this package and for ``tahoe-x1``; each weight in its precision."""
+    """Write a folder in the released layout, for this package and for ``tahoe-x1``; each weight in its precision.
+
+    The weights are written beside those that may be there, and take their place last: a folder that was left half-way
+    has the old checkpoint, or no weights, and then does not load.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    weights, unfinished = folder / WEIGHTS_FILE, folder / f"{WEIGHTS_FILE}.unfinished"
     model, collator = network.config.to_mappings()
+    state = {
+        PREFIX + released_name(key): tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()
+    }
+    save_file(state, unfinished, metadata={"format": "pt"})
+    weights.unlink(missing_ok=True)
+    (folder / DRUGS_FILE).unlink(missing_ok=True)
     if drugs:
         (folder / DRUGS_FILE).write_text(json.dumps(drugs, indent=1))
     (folder / MODEL_FILE).write_text(yaml.safe_dump(model, sort_keys=False))
     (folder / COLLATOR_FILE).write_text(yaml.safe_dump(collator, sort_keys=False))
     vocabulary.write(folder / VOCABULARY_FILE)
-    weights = {
-        PREFIX + released_name(key): tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()
-    }
-    save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     # safetensors leaves it readable by its owner alone
-    (folder / WEIGHTS_FILE).chmod((folder / MODEL_FILE).stat().st_mode)
+    unfinished.chmod((folder / MODEL_FILE).stat().st_mode)
+    unfinished.replace(weights)
 
 
 def released_name(key: str) -> str:

@@ -118,7 +118,7 @@ def download(name: str, *, revision: str | None = None, cache_dir: Path | None =
         try:
             root = _fetched(release, revision, cache_dir)
         except Exception as error:
-            raise ModelError(_told(name, release, revision, _reason(error, cache_dir))) from error
+            raise ModelError(_told(name, release, revision, reason(error, cache_dir))) from error
     folder = root / release.folder
     missing = [file for file in FILES if not (folder / file).is_file()]
     if missing:
@@ -163,8 +163,8 @@ def _fetched(release: Release, revision: str, cache_dir: Path | None) -> Path:
     )
 
 
-def _reason(error: Exception, cache_dir: Path | None) -> str:
-    """Why a download failed, and what would help."""
+def reason(error: Exception, cache_dir: Path | None = None) -> str:
+    """Why something failed between here and the Hub, and what would help."""
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
     first_line = str(error).strip().partition("\n")[0].rstrip(". ") or type(error).__name__
@@ -182,11 +182,11 @@ def _reason(error: Exception, cache_dir: Path | None) -> str:
     return first_line
 
 
-def _told(name: str, release: Release, revision: str, reason: str) -> str:
+def _told(name: str, release: Release, revision: str, why: str) -> str:
     """Say that a model could not be had, and how to go on."""
     commit = f"{revision[:12]}…" if len(revision) == 40 else revision
     return (
-        f"model={name!r} could not be had from the Hub ({release.repository} at {commit}): {reason}."
+        f"model={name!r} could not be had from the Hub ({release.repository} at {commit}): {why}."
         f" Without a connection, fetch the folder {release.folder} elsewhere"
         f" (`hf download {release.repository} --include '{release.folder}/*' --revision {revision}`) and pass its"
         f" path as model=. model={DEMO!r} needs no download, and is not for science"

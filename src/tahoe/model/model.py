@@ -17,6 +17,7 @@ from tahoe.model.attention import Spans, choose_attention
 from tahoe.model.checkpoint import read_checkpoint, write_checkpoint
 from tahoe.model.layout import WEIGHTS_FILE, file_sha256
 from tahoe.model.network import Batch
+from tahoe.model.publishing import push
 from tahoe.model.tokenizer import Tokens, tokenize
 from tahoe.settings import settings
 
@@ -136,8 +137,36 @@ class TahoeModel:
         return self.network.gene_inputs(torch.from_numpy(tokens).to(self.device))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the four files of the released layout into a folder, weights in the model's precision."""
+        """Write the four files of the released layout into a folder, weights in the model's precision.
+
+        A checkpoint that is there already is replaced; one that was cut short does not load.
+        """
         write_checkpoint(Path(folder), self.network, self.vocabulary, self.drugs)
+
+    def push_to_hub(self, repository: str, *, folder: str = "", private: bool | None = None, about: str = "") -> str:
+        """Upload the model to the Hugging Face Hub in the released layout, with a model card, in one commit.
+
+        Parameters
+        ----------
+        repository
+            ``"owner/name"``; made if it does not exist. You need to be logged in (``hf auth login``, or ``HF_TOKEN``).
+        folder
+            Folder in the repository; the authors' own loader looks in ``"<size>-model"``.
+        private
+            Whether a new repository is private; `None` is what the owner chose as default.
+        about
+            What the model is and what it was trained on, in Markdown, for the card.
+
+        Returns
+        -------
+        The commit.
+
+        Raises
+        ------
+        tahoe.errors.ModelError
+            If the Hub cannot be reached or does not let you in.
+        """
+        return push(self, repository, folder=folder, private=private, about=about)
 
     def __repr__(self) -> str:
         config = self.config

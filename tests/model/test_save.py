@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import tahoe
+from tahoe.errors import ModelError
+from tahoe.model.layout import FILES
+
+PUSH = """
+import sys, tahoe
+model = tahoe.load_model(sys.argv[1], device="cpu")
+print(model.push_to_hub("somebody/cells", folder=sys.argv[2], private=True, about="Fine-tuned on *hearts*."))
+"""
+SAVE = """
+import sys, torch, tahoe
+model = tahoe.load_model(sys.argv[1], device="cpu")
+for weight in model.network.parameters():
+    weight.zero_()
+print("saving", flush=True)
+while True:
+    model.save(sys.argv[2])
+"""
+
+
+def same_weights(first, second):
+    ours, others = first.network.state_dict(), second.network.state_dict()
+    return ours.keys() == others.keys() and all(torch.equal(ours[key], others[key]) for key in ours)
+
+
+def test_a_model_can_be_saved_over_its_own_files(reference, tmp_path):
+    """Its weights may still be read from the file that is being replaced."""
+    folder = shutil.copytree(reference / "drug-model", tmp_path / "drug")
+    model = tahoe.load_model(folder, device="cpu")
+    model.save(folder)
+    assert same_weights(model, tahoe.load_model(reference / "drug-model", device="cpu"))
+    assert same_weights(model, tahoe.load_model(folder, device="cpu"))
+    assert {path.name for path in folder.iterdir()} == {*FILES, "drug_to_id_pad.json"}
+
+
+def test_drugs_of_another_model_do_not_stay(reference, tmp_path):
+    model = tahoe.load_model(reference / "drug-model", device="cpu")
+    model.save(tmp_path)
+    model.drugs = {}
+    model.save(tmp_path)
+    assert tahoe.load_model(tmp_path, device="cpu").drugs == {}
+
+
+def test_a_save_that_failed_leaves_nothing_that_loads(reference, tmp_path, monkeypatch):
+    model = tahoe.load_model(reference / "tiny-model", device="cpu")
+    monkeypatch.setattr(model.vocabulary, "ids", {"<pad>": object()})
+    with pytest.raises(TypeError):
+        model.save(tmp_path)
+    with pytest.raises(ModelError, match=r"has no model\.safetensors"):
+        tahoe.load_model(tmp_path)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.005, 0.013, 0.03])
+def test_a_killed_save_leaves_the_old_model_the_new_or_none(reference, tmp_path, seconds):
+    folder = shutil.copytree(reference / "tiny-model", tmp_path / "tiny")
+    command = [sys.executable, "-c", SAVE, str(reference / "tiny-model"), str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as saving:
+        assert saving.stdout.readline() == "saving\n"
+        time.sleep(seconds)
+        saving.send_signal(signal.SIGKILL)
+    try:
+        found = tahoe.load_model(folder, device="cpu")
+    except ModelError as error:
+        assert "has no model.safetensors" in str(error)  # noqa: PT017
+        return
+    old = tahoe.load_model(reference / "tiny-model", device="cpu")
+    assert same_weights(found, old) or not any(weight.any() for weight in found.network.parameters())
+
+
+@pytest.mark.parametrize("folder", ["", "70m-model"])
+def test_push(loopback, client, reference, tmp_path, folder):
+    """Through the real client: large file, small files and card in one commit, which then loads bit for bit."""
+    loopback.commits.clear()
+    command = [sys.executable, "-c", PUSH, str(reference / "drug-model"), folder]
+    environment = client.environment | {"HF_TOKEN": "hf_secret"}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == loopback.main
+    assert len(loopback.commits) == 1
+    prefix = f"{folder}/" if folder else ""
+    files = loopback.commits[loopback.main]
+    assert set(files) == {"README.md", *(prefix + name for name in (*FILES, "drug_to_id_pad.json"))}
+    for name in FILES:
+        (tmp_path / name).write_bytes(files[prefix + name])
+    assert same_weights(tahoe.load_model(tmp_path), tahoe.load_model(reference / "drug-model"))
+    if folder:
+        assert "error" not in client.download()
+
+    head, card = files["README.md"].decode().split("---\n")[1:]
+    assert yaml.safe_load(head)["library_name"] == "tahoe"
+    assert "Fine-tuned on *hearts*." in card
+    assert tahoe.load_model(tmp_path).weights_sha256 in card
+    created = next(headers for _, path, headers in loopback.requests if path == "/api/repos/create")
+    assert created["authorization"] == "Bearer hf_secret"
+
+
+def test_push_without_a_hub(tiny, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match="could not be uploaded to 'somebody/cells'"):
+        tiny.push_to_hub("somebody/cells")
+
+
+def test_nothing_is_unpickled_and_no_code_comes_with_a_model(reference):
+    code = (
+        "import pickle, torch, tahoe\n"
+        "def refuse(*_, **__): raise SystemExit('unpickled')\n"
+        "torch.load = pickle.load = pickle.loads = refuse\n"
+        f"tahoe.load_model({str(reference / 'drug-model')!r}, device='cpu')\n"
+        "tahoe.load_model('demo', device='cpu')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    forbidden = re.compile(
+        r"\bpickle\b|torch\.load\(|\byaml\.(unsafe_|full_)?load\(|(?<!\.)\b(eval|exec)\(|allow_pickle=True"
+    )
+    for path in Path(tahoe.__file__).parent.rglob("*.py"):
+        assert not forbidden.search(path.read_text()), path
