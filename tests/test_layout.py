@@ -32,6 +32,7 @@ PLACES = {
     "_adata": "adata",
     "_aggregate": "engine",
     "_engine": "engine",
+    "_predictions": "engine",
     "model": "model",
     "settings": "leaf",
     "errors": "leaf",

@@ -15,6 +15,7 @@ from tahoe.errors import DeviceError, ModelError
 from tahoe.model import hub
 from tahoe.model.attention import Spans, choose_attention
 from tahoe.model.checkpoint import read_checkpoint, write_checkpoint
+from tahoe.model.config import N_BINS
 from tahoe.model.layout import WEIGHTS_FILE, file_sha256
 from tahoe.model.network import Batch
 from tahoe.model.publishing import push
@@ -107,13 +108,14 @@ class TahoeModel:
             drugs=drugs,
         )
 
-    def batch(self, tokens: Tokens) -> Batch:
-        """Put tokens on the model's device."""
+    def batch(self, tokens: Tokens, masked: np.ndarray | None = None) -> Batch:
+        """Put tokens on the model's device, and say which of them hide their value."""
         return Batch(
             torch.from_numpy(tokens.ids).to(self.device, non_blocking=True),
             torch.from_numpy(tokens.values).to(self.device, non_blocking=True),
             Spans.of(tokens.bounds.tolist(), self.device),
-            drugs_C=None if tokens.drugs is None else torch.from_numpy(tokens.drugs).to(self.device),
+            None if masked is None else torch.from_numpy(masked).to(self.device),
+            None if tokens.drugs is None else torch.from_numpy(tokens.drugs).to(self.device),
         )
 
     @torch.inference_mode()
@@ -125,6 +127,19 @@ class TahoeModel:
     def embed_tokens(self, tokens: Tokens) -> torch.Tensor:
         """Outputs of all tokens, (tokens, d_model) float32: each cell's own, then those of its genes."""
         return self.network(self.batch(tokens), self.attention)
+
+    @torch.inference_mode()
+    def predict(self, tokens: Tokens, decoder: str = "expression", masked: np.ndarray | None = None) -> torch.Tensor:
+        """Value of each token as a decoder (``"expression"`` or ``"mvc"``) tells it, (tokens,) float32.
+
+        On the scale of the tokens' values: bins, unless the checkpoint has none. The values of `masked` tokens are
+        hidden from the network.
+        """
+        batch = self.batch(tokens, masked)
+        outputs = self.network(batch, self.attention)
+        values = self.network.decode(outputs) if decoder == "expression" else self.network.decode_mvc(outputs, batch)
+        # scaled in training from bins 1…50 to -1…1
+        return 1 + (values + 1) / 2 * (N_BINS - 2) if self.config.scaled_targets else values
 
     @torch.inference_mode()
     def observe(self, tokens: Tokens, layers: Sequence[int], observer: Observer) -> None:

@@ -50,6 +50,20 @@ class Tokens:
         """Tokens of each cell."""
         return np.diff(self.bounds)
 
+    @property
+    def cell_of_token(self) -> np.ndarray:
+        """Number of the cell of each token."""
+        return np.repeat(np.arange(len(self)), self.lengths)
+
+    @property
+    def is_gene(self) -> np.ndarray:
+        """Which tokens are genes, and not the cell's own or its drug."""
+        genes = np.ones(len(self.ids), dtype=bool)
+        genes[self.bounds[:-1]] = False
+        if self.drugs is not None:
+            genes[self.bounds[:-1] + 1] = False
+        return genes
+
     @classmethod
     def joined(cls, parts: list[Tokens]) -> Tokens:
         """Several lots of cells, one behind the other."""
@@ -176,21 +190,29 @@ def _chosen(
     if not long.any():
         return slice(None)
     candidates = np.flatnonzero(long[rows])
-    cells, content = (
-        rows[candidates],
-        _mixed(tokens[candidates].astype(np.uint64) << np.uint64(32) | values[candidates].view(np.uint32)),
-    )
+    ranks = hash_ranks(rows[candidates], tokens[candidates], values[candidates], seed)
+    kept = ~long[rows]
+    kept[candidates] = ranks < limit
+    return kept
+
+
+def hash_ranks(cells: np.ndarray, tokens: np.ndarray, values: np.ndarray, seed: int) -> np.ndarray:
+    """Rank of each entry within its cell, by a hash of seed, entry, and all entries of the cell.
+
+    The entries of a cell lie together, and cells rise. Neither other cells nor the order within a cell play a part.
+    """
+    content = _mixed(tokens.astype(np.uint64) << np.uint64(32) | values.view(np.uint32))
     starts = np.flatnonzero(np.diff(cells, prepend=-1))
+    sizes = np.diff(np.append(starts, len(cells)))
     # A sum does not depend on the order, and wraps around.
-    fingerprints = np.repeat(np.add.reduceat(content, starts), np.diff(np.append(starts, len(cells))))
+    fingerprints = np.repeat(np.add.reduceat(content, starts), sizes)
     keys = _mixed(content ^ _mixed(fingerprints + np.uint64(int(seed) % 2**64)))
     # One sort of whole numbers again: the cell in the upper bits, as much of the hash as fits below it.
     cell_bits = np.uint64(int(cells[-1]).bit_length())
     order = np.argsort(cells.astype(np.uint64) << np.uint64(64) - cell_bits | keys >> cell_bits)
-    position = np.arange(len(cells)) - np.repeat(starts, np.diff(np.append(starts, len(cells))))
-    kept = ~long[rows]
-    kept[candidates[order[position < limit]]] = True
-    return kept
+    ranks = np.empty(len(cells), dtype=np.int64)
+    ranks[order] = np.arange(len(cells)) - np.repeat(starts, sizes)
+    return ranks
 
 
 def _mixed(keys: np.ndarray) -> np.ndarray:

@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import difflib
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from tahoe._adata import check_key, to_change, write
+from tahoe._aggregate import aggregate, check_fits
+from tahoe._genes import resolve
+from tahoe._inputs import check_at_least, read_inputs
+from tahoe._predictions import AskedPredictions, HiddenPredictions, ObservedPredictions
+from tahoe.errors import InputError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+
+    import torch
+    from anndata import AnnData
+    from scipy import sparse
+
+    from tahoe._engine import Stream
+    from tahoe._inputs import Inputs
+    from tahoe.model import TahoeModel
+
+log = logging.getLogger(__name__)
+
+DECODERS = ("expression", "mvc")
+SCORES = ("n_hidden", "pearson", "spearman", "mse", "mse_gene_mean")
+
+
+def predict_expression(
+    adata: AnnData,
+    model: str | os.PathLike[str] | TahoeModel = "70m",
+    *,
+    genes: Sequence[str] | None = None,
+    mask_fraction: float | None = None,
+    decoder: str = "expression",
+    layer: str | None = None,
+    drug_key: str | None = None,
+    drugs: str | os.PathLike[str] | Mapping[str, int] | None = None,
+    max_length: int = 2048,
+    min_coverage: float = 0.5,
+    seed: int = 0,
+    key_added: str = "tahoe_expression",
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    attention: str | None = None,
+    token_budget: int | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Predict how strongly genes are expressed, with the decoders of Tahoe-x1 :cite:p:`Gandhi2025`.
+
+    There are three questions. What does the network say of the genes that a cell expresses, having seen their values?
+    That is the default: a reconstruction, not a test. What does it say of a share of them whose values are hidden? That
+    is `mask_fraction`: a test of the model on these very cells. And what does it say of genes that are asked for by
+    name, whether they were measured or not? That is `genes`.
+
+    All values are on the scale of bins: 1 for the weakest of a cell's expressed genes, 50 for the strongest. They are
+    neither counts nor comparable between cells as counts are. The models learned from expressed genes only, so the
+    prediction for a gene that a cell does not express is the bin in which it would be if it were detected; it does not
+    say whether it is.
+
+    Parameters
+    ----------
+    adata
+        Annotated data matrix, cells × genes, human.
+    model
+        As for `tahoe.tl.embed`.
+    genes
+        Genes to ask for: by ``adata.var_names``, or any other gene of the model's vocabulary by its Ensembl id or
+        symbol. Where a cell expresses one of them, its value is hidden; all other genes are seen.
+    mask_fraction
+        Share of each cell's genes to hide and predict, above 0 and below 1. Which ones depends on `seed` and on the
+        genes of the cell only.
+    decoder
+        ``"expression"`` reads the output at the gene's own token. ``"mvc"`` knows only the cell's embedding and which
+        gene is meant.
+    layer, drug_key, drugs, max_length, min_coverage, seed
+        As for `tahoe.tl.embed`. Genes that a cell loses above `max_length` are not predicted; those in `genes` come on
+        top of it.
+    key_added
+        Where the predictions go.
+    device, dtype, attention, token_budget
+        As for `tahoe.tl.embed`.
+    copy
+        Return a changed copy instead of changing `adata`.
+
+    Returns
+    -------
+    `None`, or the copy if ``copy=True``. Sets:
+
+    ``adata.layers[key_added]`` : `scipy.sparse.csr_matrix` (float32, cells × genes)
+        Without `genes`. The prediction for each gene that the cell expresses and the model knows, or, with
+        `mask_fraction`, for each of them that was hidden. What was not predicted is not stored.
+    ``adata.obsm[key_added]`` : `pandas.DataFrame` (float32, cells × asked genes)
+        With `genes`: the prediction for each of them in each cell, by the names that were given. NaN for a cell that
+        expresses no gene of the vocabulary.
+    ``adata.obs[f"{key_added}_n_hidden"]`` : `pandas.Series` (int)
+        With `mask_fraction`: how many genes were hidden in each cell.
+    ``adata.obs[f"{key_added}_pearson"]``, ``adata.obs[f"{key_added}_spearman"]`` : `pandas.Series` (float)
+        With `mask_fraction`: how their predictions correlate with their bins. NaN where too few were hidden.
+    ``adata.obs[f"{key_added}_mse"]``, ``adata.obs[f"{key_added}_mse_gene_mean"]`` : `pandas.Series` (float)
+        With `mask_fraction`: the mean squared error of these predictions; and, to compare with, that of a predictor
+        that knows no cell: each gene's mean bin over the cells in which it was not hidden.
+    ``adata.uns[key_added]`` : `dict`
+        What is needed to repeat this.
+    ``adata.var["tahoe_gene"]``, ``adata.var["tahoe_match"]``, ``adata.uns["tahoe_genes"]``
+        As `tahoe.pp.map_genes` sets them, if that was not called before.
+
+    Raises
+    ------
+    tahoe.errors.InputError
+        If a gene is unknown to the model, if both `genes` and `mask_fraction` are given, if the model lacks the
+        decoder, if the result would not fit in memory, or as `tahoe.tl.embed`.
+    tahoe.errors.GeneError, tahoe.errors.ModelError, tahoe.errors.DeviceError
+        As `tahoe.tl.embed`.
+
+    Notes
+    -----
+    Hidden tokens carry the model's mask flag in the place of a value. In ``"70m"`` and ``"1b"`` no token sees a hidden
+    one, so that a prediction does not depend on which other genes are asked for. ``"3b"`` was trained with full
+    attention; there it does.
+
+    Examples
+    --------
+    >>> import tahoe
+    >>> adata = tahoe.datasets.pbmc68k()[:20].copy()
+    >>> tahoe.tl.predict_expression(adata, model="demo", mask_fraction=0.2)
+    >>> bool((adata.obs["tahoe_expression_n_hidden"] > 0).all())
+    True
+    >>> tahoe.tl.predict_expression(adata, model="demo", genes=["CD3D", "CD14"], key_added="asked")
+    >>> adata.obsm["asked"].columns.to_list()
+    ['CD3D', 'CD14']
+    """
+    check_at_least(max_length=(max_length, 2), token_budget=(token_budget, 1))
+    asked = [genes] if isinstance(genes, str) else None if genes is None else [str(gene) for gene in genes]
+    _check_question(asked, mask_fraction, decoder)
+    score_names = [] if mask_fraction is None else [f"{key_added}_{name}" for name in SCORES]
+    slot = "layers" if asked is None else "obsm"
+    check_key(adata, key_added, (slot, key_added), *(("obs", name) for name in score_names))
+    adata = to_change(adata, copy)
+    inputs = read_inputs(
+        adata,
+        model,
+        layer=layer,
+        use_raw=False,
+        min_coverage=min_coverage,
+        drug_key=drug_key,
+        drugs=drugs,
+        device=device,
+        dtype=dtype,
+        attention=attention,
+    )
+    if decoder == "mvc" and not inputs.model.config.mvc_decoder:
+        message = f"decoder='mvc', but the model {inputs.model.name!r} has none; use decoder='expression'"
+        raise InputError(message)
+    record = inputs.record(
+        decoder=decoder,
+        genes=asked,
+        mask_fraction=mask_fraction,
+        max_length=max_length,
+        seed=seed,
+        token_budget=token_budget,
+    )
+    log.info("predicting expression in %d cells of %s", adata.n_obs, inputs.matrix.slot)
+    stream = inputs.stream(max_length=max_length, seed=seed, token_budget=token_budget)
+    if asked is not None:
+        table = _ask(inputs, stream, asked, decoder)
+        write(
+            adata,
+            obsm={key_added: table.set_index(adata.obs_names)},
+            uns={key_added: record},
+            mapping=inputs.mapping,
+        )
+    else:
+        predicted, scores = _predict(inputs, stream, decoder, mask_fraction, seed)
+        obs = {name: scores[score] for name, score in zip(score_names, SCORES, strict=False)}
+        write(adata, layers={key_added: predicted}, obs=obs, uns={key_added: record}, mapping=inputs.mapping)
+    return adata if copy else None
+
+
+def _check_question(genes: list[str] | None, mask_fraction: float | None, decoder: str) -> None:
+    if decoder not in DECODERS:
+        message = f"decoder={decoder!r} is unknown; choose 'expression' or 'mvc'"
+        raise InputError(message)
+    if genes is not None and mask_fraction is not None:
+        message = "genes= and mask_fraction= ask two questions; pass only one of them"
+        raise InputError(message)
+    if genes is not None and (not genes or len(set(genes)) < len(genes)):
+        message = f"genes={genes[:5]}: name at least one gene, and each once"
+        raise InputError(message)
+    if mask_fraction is not None and not 0 < mask_fraction < 1:
+        message = f"mask_fraction={mask_fraction}: it must lie between 0 and 1, such as 0.15"
+        raise InputError(message)
+
+
+def _ask(inputs: Inputs, stream: Stream, genes: list[str], decoder: str) -> pd.DataFrame:
+    """Predictions for genes that are asked for by name, one row for each cell."""
+    n_cells = inputs.matrix.n_cells
+    tokens, place = np.unique(_tokens_of(inputs, genes), return_inverse=True)
+    # the batches, and the whole that they are joined to
+    check_fits(8 * n_cells * len(genes), f"{n_cells} cells × {len(genes)} genes; choose fewer with genes=")
+    predicted = aggregate(inputs.model, stream, AskedPredictions(tokens, decoder)).result()
+    return pd.DataFrame(predicted[:, place], columns=genes)
+
+
+def _predict(
+    inputs: Inputs, stream: Stream, decoder: str, share: float | None, seed: int
+) -> tuple[sparse.csr_matrix, dict[str, np.ndarray]]:
+    """Predictions for the genes that cells express, or for a hidden share of them and how good these are."""
+    model, n_cells = inputs.model, inputs.matrix.n_cells
+    first = next(inputs.matrix.blocks())
+    n_entries = int(first.nnz / first.shape[0] * n_cells * (share or 1))
+    what = f"{n_cells} cells with {first.nnz // first.shape[0]} genes each; take fewer cells, or ask with genes="
+    check_fits((16 if share is None else 32) * n_entries, what)
+    columns = inputs.column_tokens
+    if share is None:
+        return aggregate(model, stream, ObservedPredictions(columns, model.config.vocab_size, decoder)).result(), {}
+    hidden = HiddenPredictions(columns, model.config.vocab_size, decoder, share, seed)
+    predicted, scores = aggregate(model, stream, hidden).result()
+    return predicted, {name: scores[name].to_numpy() for name in SCORES}
+
+
+def _tokens_of(inputs: Inputs, genes: list[str]) -> np.ndarray:
+    """Token id of each gene that is asked for."""
+    names = inputs.matrix.var.index
+    columns = names.get_indexer_for(pd.Index(genes))
+    if len(columns) > len(genes):
+        message = "genes= has names that several columns bear; call adata.var_names_make_unique() first"
+        raise InputError(message)
+    tokens = np.where(columns >= 0, inputs.column_tokens[columns], inputs.model.vocabulary.tokens_of(genes))
+    absent = np.flatnonzero((columns < 0) & (tokens < 0))
+    if len(absent):
+        tokens[absent] = inputs.model.vocabulary.tokens_of(resolve([genes[i] for i in absent])[0])
+    unknown = [gene for gene, token in zip(genes, tokens, strict=True) if token < 0]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], names[inputs.column_tokens >= 0].astype(str), n=3)
+        hint = f" (near: {', '.join(map(repr, near))})" if near else ""
+        message = f"genes={unknown[:5]}: not among the genes of the model {inputs.model.name!r}{hint}"
+        raise InputError(message)
+    return tokens
