@@ -117,21 +117,26 @@ class AttentionMeans:
         self.from_cell = np.zeros((self.n_groups, n_chosen))
 
     def add(self, model: TahoeModel, first: int, tokens: Tokens) -> None:
-        """Take one batch of cells."""
+        """Take cells one by one; to be all or nothing, a batch must be one cell (``token_budget=1``)."""
+        for cell in range(len(tokens)):
+            self._add_cell(model, first + cell, tokens.cells(cell, cell + 1))
+
+    def _add_cell(self, model: TahoeModel, number: int, tokens: Tokens) -> None:
         places = self._place_of[tokens.ids]
+        seen = np.flatnonzero(places >= 0)
+        among, own = np.zeros((len(seen), len(seen))), np.zeros(len(seen))
 
         def observe(layer: int, cell: int, weights_HNN: torch.Tensor) -> None:
-            here = places[tokens.bounds[cell] : tokens.bounds[cell + 1]]
-            seen, group = np.flatnonzero(here >= 0), self.groups[first + cell]
             mean = mean_of_heads(weights_HNN, self.heads)
-            check_finite(mean, first + cell, model)
-            pairs = np.ix_(here[seen], here[seen])
-            self.sums[group][pairs] += mean[np.ix_(seen, seen)]
-            self.from_cell[group][here[seen]] += mean[0, seen]
-            if layer == self.layers[0]:
-                self.n_cells[group][pairs] += 1
+            check_finite(mean, number, model)
+            np.add(among, mean[np.ix_(seen, seen)], out=among)
+            np.add(own, mean[0, seen], out=own)
 
         model.observe(tokens, self.layers, observe)
+        group, pairs = self.groups[number], np.ix_(places[seen], places[seen])
+        self.sums[group][pairs] += among
+        self.from_cell[group][places[seen]] += own
+        self.n_cells[group][pairs] += 1
 
     def merge(self, other: AttentionMeans) -> None:
         """Take the sums of other cells."""

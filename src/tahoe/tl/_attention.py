@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tahoe._adata import check_key, columns_of, groups_of, slot_names, to_change, write
-from tahoe._aggregate import AttentionMeans, aggregate, check_fits
+from tahoe._aggregate import AttentionMeans, check_fits
 from tahoe._inputs import check_at_least, choose_heads, choose_network_layers, read_inputs
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ def attention(
     key_added: str = "tahoe_attention",
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
-    token_budget: int | None = None,
     copy: bool = False,
 ) -> AnnData | None:
     """Average the attention between genes over cells.
@@ -70,7 +69,7 @@ def attention(
     key_added
         Where in ``adata.varp`` the result goes; with `groupby`, ``f"{key_added}_{group}"`` for each group,
         with ``_`` for any ``/`` in its name.
-    device, dtype, token_budget
+    device, dtype
         As for `tahoe.tl.embed`.
     copy
         Return a changed copy instead of changing `adata`.
@@ -108,7 +107,7 @@ def attention(
     >>> adata.varp["tahoe_attention"].shape == (adata.n_vars, adata.n_vars)
     True
     """
-    check_at_least(max_length=(max_length, 2), token_budget=(token_budget, 1), top_k=(top_k, 1))
+    check_at_least(max_length=(max_length, 2), top_k=(top_k, 1))
     codes, groups = groups_of(adata, groupby)
     names = slot_names(key_added, groups, groupby)
     own_names = [f"{name}_from_cell" for name in names]
@@ -139,7 +138,6 @@ def attention(
         top_k=top_k,
         max_length=max_length,
         seed=seed,
-        token_budget=token_budget,
     )
     record |= {} if groupby is None else {"groups": groups, "group_sizes": np.bincount(codes).tolist()}
     means = AttentionMeans(
@@ -152,8 +150,8 @@ def attention(
         head_numbers,
         top_k,
     )
-    stream = inputs.stream(max_length=max_length, seed=seed, token_budget=token_budget)
-    matrices, from_cell = aggregate(inputs.model, stream, means).result()
+    # a batch is one cell, so that no more than its weights are held
+    matrices, from_cell = inputs.aggregate(means, max_length=max_length, seed=seed, token_budget=1).result()
     write(
         adata,
         varp=dict(zip(names, matrices, strict=True)),

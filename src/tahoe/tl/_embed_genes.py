@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tahoe._adata import check_key, groups_of, slot_names, to_change, write
-from tahoe._aggregate import GeneMeans, aggregate, check_fits
+from tahoe._aggregate import GeneMeans, check_fits
 from tahoe._inputs import check_at_least, read_inputs
 from tahoe.errors import InputError
 
@@ -129,10 +129,10 @@ def embed_genes(
             f"{len(groups)} groups × {adata.n_vars} genes; choose a groupby= with fewer groups, or fewer genes",
         )
         log.info("embedding genes in %d cells of %s", inputs.matrix.n_cells, inputs.matrix.slot)
-        stream = inputs.stream(max_length=max_length, seed=seed, token_budget=token_budget)
         config = inputs.model.config
         sums = GeneMeans(inputs.column_tokens, codes, len(groups), config.vocab_size, config.d_model)
-        means, n_cells = aggregate(inputs.model, stream, sums).result()
+        inputs.aggregate(sums, max_length=max_length, seed=seed, token_budget=token_budget)
+        means, n_cells = sums.result()
         varm = dict(zip(names, means, strict=True)) | {f"{key_added}_n_cells": n_cells.T}
     else:
         varm = {key_added: _input_vectors(inputs.model, inputs.column_tokens)}

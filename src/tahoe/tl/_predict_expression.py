@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import difflib
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from tahoe._adata import check_key, to_change, write
-from tahoe._aggregate import aggregate, check_fits
+from tahoe._aggregate import check_fits
 from tahoe._genes import resolve
 from tahoe._inputs import check_at_least, read_inputs
 from tahoe._predictions import AskedPredictions, HiddenPredictions, ObservedPredictions
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from scipy import sparse
 
-    from tahoe._engine import Stream
     from tahoe._inputs import Inputs
     from tahoe.model import TahoeModel
 
@@ -167,9 +166,9 @@ def predict_expression(
         token_budget=token_budget,
     )
     log.info("predicting expression in %d cells of %s", adata.n_obs, inputs.matrix.slot)
-    stream = inputs.stream(max_length=max_length, seed=seed, token_budget=token_budget)
+    streaming = {"max_length": max_length, "seed": seed, "token_budget": token_budget}
     if asked is not None:
-        table = _ask(inputs, stream, asked, decoder)
+        table = _ask(inputs, asked, decoder, streaming)
         write(
             adata,
             obsm={key_added: table.set_index(adata.obs_names)},
@@ -177,7 +176,7 @@ def predict_expression(
             mapping=inputs.mapping,
         )
     else:
-        predicted, scores = _predict(inputs, stream, decoder, mask_fraction, seed)
+        predicted, scores = _predict(inputs, decoder, mask_fraction, streaming)
         obs = {name: scores[score] for name, score in zip(score_names, SCORES, strict=False)}
         write(adata, layers={key_added: predicted}, obs=obs, uns={key_added: record}, mapping=inputs.mapping)
     return adata if copy else None
@@ -198,30 +197,30 @@ def _check_question(genes: list[str] | None, mask_fraction: float | None, decode
         raise InputError(message)
 
 
-def _ask(inputs: Inputs, stream: Stream, genes: list[str], decoder: str) -> pd.DataFrame:
+def _ask(inputs: Inputs, genes: list[str], decoder: str, streaming: dict[str, Any]) -> pd.DataFrame:
     """Predictions for genes that are asked for by name, one row for each cell."""
     n_cells = inputs.matrix.n_cells
     tokens, place = np.unique(_tokens_of(inputs, genes), return_inverse=True)
     # the batches, and the whole that they are joined to
     check_fits(8 * n_cells * len(genes), f"{n_cells} cells × {len(genes)} genes; choose fewer with genes=")
-    predicted = aggregate(inputs.model, stream, AskedPredictions(tokens, decoder)).result()
+    predicted = inputs.aggregate(AskedPredictions(tokens, decoder), **streaming).result()
     return pd.DataFrame(predicted[:, place], columns=genes)
 
 
 def _predict(
-    inputs: Inputs, stream: Stream, decoder: str, share: float | None, seed: int
+    inputs: Inputs, decoder: str, share: float | None, streaming: dict[str, Any]
 ) -> tuple[sparse.csr_matrix, dict[str, np.ndarray]]:
     """Predictions for the genes that cells express, or for a hidden share of them and how good these are."""
-    model, n_cells = inputs.model, inputs.matrix.n_cells
+    n_cells = inputs.matrix.n_cells
     first = next(inputs.matrix.blocks())
     n_entries = int(first.nnz / first.shape[0] * n_cells * (share or 1))
     what = f"{n_cells} cells with {first.nnz // first.shape[0]} genes each; take fewer cells, or ask with genes="
     check_fits((16 if share is None else 32) * n_entries, what)
-    columns = inputs.column_tokens
+    columns, vocab_size = inputs.column_tokens, inputs.model.config.vocab_size
     if share is None:
-        return aggregate(model, stream, ObservedPredictions(columns, model.config.vocab_size, decoder)).result(), {}
-    hidden = HiddenPredictions(columns, model.config.vocab_size, decoder, share, seed)
-    predicted, scores = aggregate(model, stream, hidden).result()
+        return inputs.aggregate(ObservedPredictions(columns, vocab_size, decoder), **streaming).result(), {}
+    hidden = HiddenPredictions(columns, vocab_size, decoder, share, streaming["seed"])
+    predicted, scores = inputs.aggregate(hidden, **streaming).result()
     return predicted, {name: scores[name].to_numpy() for name in SCORES}
 
 
