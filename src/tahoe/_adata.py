@@ -102,6 +102,13 @@ def check_key(adata: AnnData, key: str, *slots: tuple[str, str]) -> None:
         raise InputError(message)
 
 
+def check_name(key: str) -> None:
+    """Refuse what cannot be the name of a result."""
+    if not isinstance(key, str) or not key or "/" in key or key == "tahoe_genes":
+        message = f"key_added={key!r}; it must be the name of a slot, without '/', such as 'X_tahoe'"
+        raise InputError(message)
+
+
 def to_change(adata: AnnData, copy: bool) -> AnnData:
     """The AnnData that results go into; refuses, before the work, what anndata cannot do with one in a file."""
     if adata.isbacked and (copy or adata.is_view):
@@ -120,11 +127,16 @@ def slot_names(key: str, groups: Sequence[str], groupby: str | None) -> list[str
     return names
 
 
-def mapped_genes(adata: AnnData, matrix: Matrix) -> tuple[np.ndarray, GeneMapping | None]:
-    """Ensembl id of each column, and the mapping if it had to be made, to be written with the results."""
-    if "tahoe_gene" not in matrix.var:
-        organism = adata.uns.get("tahoe_genes", {}).get("organism", "human")
-        mapping = map_genes(matrix.var, matrix.totals, organism=organism)
+def mapped_genes(
+    adata: AnnData, matrix: Matrix, gene_key: str | None = None, organism: str | None = None
+) -> tuple[np.ndarray, GeneMapping | None]:
+    """Ensembl id of each column, and the mapping if it had to be made, to be written with the results.
+
+    A mapping that is there is taken, unless `gene_key` or `organism` ask for another.
+    """
+    if "tahoe_gene" not in matrix.var or gene_key is not None or organism is not None:
+        organism = organism or adata.uns.get("tahoe_genes", {}).get("organism", "human")
+        mapping = map_genes(matrix.var, matrix.totals, gene_key=gene_key, organism=organism)
         mapping.report["counts_from"] = matrix.slot
         return mapping.gene, None if matrix.slot == "raw.X" else mapping
     column = matrix.var["tahoe_gene"]

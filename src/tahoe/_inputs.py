@@ -60,9 +60,8 @@ class Inputs:
             self.drugs,
         )
 
-    def recipe(self, **parameters: Any) -> Recipe:
-        """What workers need to do the same with cells that they read themselves."""
-        client = cluster()
+    def recipe(self, client: Any, **parameters: Any) -> Recipe:
+        """What is needed to do the same elsewhere: on the workers of a cluster, if `client` is that of one."""
         reference = self.reference if client is None else settled_on(client, self.reference)
         return Recipe(reference, self.column_tokens, self.matrix.slot, drugs=self.drugs, **parameters)
 
@@ -72,7 +71,7 @@ class Inputs:
         client = cluster() if self.matrix.is_lazy else None
         if client is None:
             return aggregate(self.model, self.stream(**parameters), accumulator)
-        return aggregate_on_workers(client, self.matrix.values, self.recipe(**parameters), accumulator)
+        return aggregate_on_workers(client, self.matrix.values, self.recipe(client, **parameters), accumulator)
 
     def expressed(self, columns: np.ndarray) -> np.ndarray:
         """Those of the columns that the model knows and any cell expresses."""
@@ -96,6 +95,8 @@ def read_inputs(
     use_raw: bool,
     mask_var: str | np.ndarray | None = None,
     min_coverage: float = 0.5,
+    gene_key: str | None = None,
+    organism: str | None = None,
     drug_key: str | None = None,
     drugs: str | os.PathLike[str] | Mapping[str, int] | None = None,
     device: str | torch.device | None = None,
@@ -118,7 +119,7 @@ def read_inputs(
     else:
         device, dtype = device or settings.device, dtype or settings.dtype
     drug_ids = read_drug_ids(adata, loaded, drug_key, drugs)
-    genes, mapping = mapped_genes(adata, matrix)
+    genes, mapping = mapped_genes(adata, matrix, gene_key, organism)
     names = matrix.var.index.to_numpy()
     parameters = {"mask_var": _told(mask_var), "min_coverage": min_coverage, "drug_key": drug_key}
     if whole:

@@ -8,6 +8,7 @@ import numpy as np
 from scipy import sparse
 
 from tahoe._sparse import check_indices, check_rows, check_structure
+from tahoe.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +40,13 @@ def row_blocks(values: Any, start: int, stop: int) -> Iterator[sparse.csr_array]
             yield from row_blocks(by_rows(chunk), 0, chunk.shape[0])
         return
     for first in range(start, stop, BLOCK_CELLS):
-        yield canonical_csr(_read(values, first, min(first + BLOCK_CELLS, stop)))
+        last = min(first + BLOCK_CELLS, stop)
+        try:
+            rows = _read(values, first, last)
+        except (OSError, RuntimeError, ValueError) as error:  # of HDF5, of a decompressor, of zarr
+            message = f"rows {first} to {last} cannot be read: {error}; is the file damaged?"
+            raise InputError(message) from error
+        yield canonical_csr(rows)
 
 
 def canonical_csr(rows: Any) -> sparse.csr_array:

@@ -1,0 +1,224 @@
+"""A file of cells, opened for reading by rows: no more of it is in memory than what was asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import pandas as pd
+import zarr
+from anndata.io import read_elem, sparse_dataset
+
+from tahoe.errors import InputError
+
+if TYPE_CHECKING:
+    from types import SimpleNamespace
+
+# Entries of obs that are copied at once.
+COPIED_AT_ONCE = 1 << 18
+
+
+class Source:
+    """An AnnData in a file, with those of its attributes that reading needs; made by `open_source`."""
+
+    isbacked, is_view = True, False
+
+    def __init__(self, root: Any, path: str) -> None:
+        self.root = root
+        self.path = path
+        missing = [name for name in ("obs", "var") if name not in root or "_index" not in root[name].attrs]
+        if missing:
+            message = (
+                f"{path!r} is not an AnnData, or in the format of an anndata before 0.7: it has no {missing[0]} with an"
+                " index; read it with anndata and write it again"
+            )
+            raise InputError(message)
+        self.obs = _Columns(root["obs"])
+        self.layers = _Layers(root.get("layers", {}))
+        self.uns = _Elements(root.get("uns", {}))
+
+    @property
+    def n_obs(self) -> int:
+        """How many cells there are."""
+        return self.obs.n_rows
+
+    @cached_property
+    def var(self) -> pd.DataFrame:
+        """The genes."""
+        return read_elem(self.root["var"])
+
+    @property
+    def X(self) -> Any:
+        """The matrix, not read yet."""
+        return _opened(self.root["X"]) if "X" in self.root else None
+
+    @property
+    def raw(self) -> SimpleNamespace | None:
+        """``X`` and ``var`` of raw."""
+        from types import SimpleNamespace
+
+        raw = self.root.get("raw")
+        return None if raw is None else SimpleNamespace(X=_opened(raw["X"]), var=read_elem(raw["var"]))
+
+    def values(self, slot: str) -> Any:
+        """The matrix in a slot, as `tahoe._matrix.Matrix` names it."""
+        if slot == "raw.X":
+            return _opened(self.root["raw"]["X"])
+        return self.X if slot == "X" else self.layers[slot.removeprefix('layers["').removesuffix('"]')]
+
+    def copy_obs(self, target: Any, columns: bool, without: str) -> list[str]:
+        """Copy the index of obs, and if wanted all columns but one, piece by piece; gives the columns' names."""
+        frame = self.root["obs"]
+        names = [name for name in self.obs.columns if name != without] if columns else []
+        index = str(frame.attrs["_index"])
+        target.attrs["_index"] = index
+        for name in (index, *names):
+            _copy(frame[name], target, name)
+        return names
+
+
+class _Columns:
+    """``obs``, a column at a time."""
+
+    def __init__(self, group: Any) -> None:
+        self.group = group
+
+    @property
+    def columns(self) -> list[str]:
+        return [str(name) for name in self.group.attrs.get("column-order", [])]
+
+    @property
+    def n_rows(self) -> int:
+        return self.group[self.group.attrs["_index"]].shape[0]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.columns
+
+    def __getitem__(self, keys: list[str]) -> pd.DataFrame:
+        return pd.DataFrame({key: read_elem(self.group[key]) for key in keys})
+
+
+class _Elements(Mapping[str, Any]):
+    """The elements of a group, read when they are asked for."""
+
+    def __init__(self, group: Any) -> None:
+        self.group = group
+
+    def __getitem__(self, key: str) -> Any:
+        return read_elem(self.group[key])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.group)
+
+    def __len__(self) -> int:
+        return len(self.group)
+
+
+class _Layers(_Elements):
+    def __getitem__(self, key: str) -> Any:
+        return _opened(self.group[key])
+
+
+@contextmanager
+def open_source(path: str | os.PathLike[str]) -> Iterator[Source]:
+    """Open an h5ad file or a zarr store, here or behind a URL that fsspec knows.
+
+    Raises
+    ------
+    tahoe.errors.InputError
+        If there is no such file, or it is truncated, or no AnnData.
+    """
+    name = os.fspath(path)
+    is_zarr = Path(name).is_dir() or name.rstrip("/").endswith(".zarr")
+    opened: AbstractContextManager[Any] = _opened_zarr(name) if is_zarr else _opened_h5ad(name)
+    with opened as root:
+        yield Source(root, name)
+
+
+@contextmanager
+def _opened_zarr(name: str) -> Iterator[zarr.Group]:
+    try:
+        root = zarr.open_group(name, mode="r")
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        message = f"{name!r} cannot be opened as a zarr store: {_first_line(error)}"
+        raise InputError(message) from error
+    yield root
+
+
+@contextmanager
+def _opened_h5ad(name: str) -> Iterator[h5py.File]:
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(_remote(name)) if "://" in name else name
+        except (OSError, ValueError, ImportError) as error:
+            message = f"{name!r} cannot be opened: {_first_line(error)}"
+            raise InputError(message) from error
+        try:
+            root = stack.enter_context(h5py.File(file, "r"))
+        except FileNotFoundError as error:
+            message = f"{name!r} does not exist; give an h5ad file, a zarr store, or the URL of one"
+            raise InputError(message) from error
+        except OSError as error:
+            message = f"{name!r} is not a whole HDF5 file ({_first_line(error)}); was it copied to the end?"
+            raise InputError(message) from error
+        yield root
+
+
+def _remote(url: str) -> Any:
+    import fsspec
+
+    return fsspec.open(url, "rb")
+
+
+def identity(path: str) -> dict[str, Any]:
+    """Size and time of change of a file, or of all files of a store; empty where they cannot be told."""
+    place = Path(path)
+    if not place.exists():
+        return {}
+    files = [place] if place.is_file() else [each for each in place.rglob("*") if each.is_file()]
+    states = [each.stat() for each in files]
+    return {
+        "size of the input": sum(state.st_size for state in states),
+        "time of change of the input": max(state.st_mtime_ns for state in states),
+    }
+
+
+def _opened(element: Any) -> Any:
+    """A matrix in a file, by what it is."""
+    kind = element.attrs.get("encoding-type", element.attrs.get("h5sparse_format", ""))
+    return sparse_dataset(element) if kind in ("csr_matrix", "csc_matrix", "csr", "csc") else element
+
+
+def _copy(element: Any, target: Any, name: str) -> None:
+    """Copy an array or a group of arrays, with its attributes, a piece at a time."""
+    if not hasattr(element, "dtype"):
+        group = target.require_group(name)
+        group.attrs.update(_plain(element.attrs))
+        for key in element:
+            _copy(element[key], group, key)
+        return
+    is_text = (
+        h5py.check_string_dtype(element.dtype) if isinstance(element, h5py.Dataset) else element.dtype.kind in "OT"
+    )
+    rows = element.asstr() if isinstance(element, h5py.Dataset) and is_text else element
+    shape, size = element.shape, max(1, min(element.size, COPIED_AT_ONCE))
+    options = {"dtype": "string" if is_text else element.dtype, "chunks": (size, *shape[1:]) if shape else ()}
+    copied = target.create_array(name, shape=shape, overwrite=True, attributes=_plain(element.attrs), **options)
+    if not shape:
+        copied[...] = rows[()]
+    for start in range(0, shape[0] if shape else 0, size):
+        copied[start : start + size] = rows[start : start + size]
+
+
+def _plain(attributes: Any) -> dict[str, Any]:
+    """Attributes as JSON has them."""
+    return {key: value.tolist() if hasattr(value, "tolist") else value for key, value in attributes.items()}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__

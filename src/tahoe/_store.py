@@ -1,0 +1,163 @@
+"""The zarr store that a long run writes: vectors in shards of cells, each there as a whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import zarr
+from anndata.io import write_elem
+
+from tahoe.errors import InputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    import pandas as pd
+
+    from tahoe._source import Source
+
+RUN_FILE = "run.json"
+ENCODED = {"anndata": "0.1.0", "dict": "0.1.0", "dataframe": "0.2.0", "array": "0.2.0"}
+N_GENES = "tahoe_n_genes"
+
+
+@dataclass(frozen=True)
+class Store:
+    """An AnnData that is being written, in a folder beside the place where it will appear."""
+
+    output: Path
+    key: str
+    n_cells: int
+    width: int
+    dtype: str
+    shard_cells: int
+
+    @property
+    def unfinished(self) -> Path:
+        """Folder of the store until it is complete, and of a note on what is in it."""
+        return self.output.with_name(f"{self.output.name}.partial")
+
+    @property
+    def _place(self) -> Path:
+        return self.unfinished / "store"
+
+    @property
+    def n_shards(self) -> int:
+        return math.ceil(self.n_cells / self.shard_cells)
+
+    def rows(self, shard: int) -> tuple[int, int]:
+        """First cell of a shard, and the one behind its last."""
+        return shard * self.shard_cells, min((shard + 1) * self.shard_cells, self.n_cells)
+
+    def missing(self) -> list[int]:
+        """Shards that are not there yet."""
+        return [shard for shard in range(self.n_shards) if not self.has(shard)]
+
+    def has(self, shard: int) -> bool:
+        """Whether a shard was written; zarr lets a file appear only when it is whole."""
+        return (self._place / "obsm" / self.key / "c" / str(shard) / "0").is_file()
+
+    def begin(self, fingerprint: dict[str, Any], resume: bool) -> None:
+        """Lay out the store, or find it laid out by an earlier run that did the same.
+
+        Raises
+        ------
+        tahoe.errors.InputError
+            If an earlier run is there and `resume` is not set, or if it did something else.
+        """
+        run_file = self.unfinished / RUN_FILE
+        if not run_file.is_file():
+            self._make_room()
+            self._lay_out(fingerprint)
+        elif not resume:
+            message = (
+                f"{str(self.unfinished)!r} is an unfinished run; pass resume=True (--resume) to go on with it, or"
+                " delete that folder"
+            )
+            raise InputError(message)
+        else:
+            check_same(json.loads(run_file.read_text(encoding="utf-8")), fingerprint, str(self.unfinished))
+
+    def write(self, shard: int, vectors: np.ndarray, n_genes: np.ndarray) -> None:
+        """Write one shard; the vectors last, since they say that it is done."""
+        rows = slice(*self.rows(shard))
+        root = self._root()
+        root["obs"][N_GENES][rows] = n_genes
+        root["obsm"][self.key][rows] = vectors.astype(self.dtype)
+
+    def finish(self, source: Source, var: pd.DataFrame, uns: dict[str, Any], columns: bool) -> int:
+        """Add what is not per shard, and let the store appear; gives the number of cells without a vector."""
+        root = self._root()
+        obs = root["obs"]
+        names = source.copy_obs(obs, columns, without=N_GENES)
+        _encode(obs, "dataframe", **{"column-order": [*names, N_GENES]})
+        with warnings.catch_warnings():
+            # on the next version of anndata, and on what zarr's specification does not have yet
+            warnings.filterwarnings("ignore", message="zarr v3 autosharding|Consolidated metadata")
+            write_elem(root, "var", var)
+            for key, value in uns.items():
+                write_elem(root["uns"], key, value)
+            _encode(root, "anndata")
+            zarr.consolidate_metadata(root.store)
+        n_empty = sum(int((obs[N_GENES][slice(*self.rows(shard))] == 0).sum()) for shard in range(self.n_shards))
+        self._place.rename(self.output)
+        shutil.rmtree(self.unfinished)
+        return n_empty
+
+    def _root(self) -> Any:
+        return zarr.open_group(self._place, mode="r+")
+
+    def _make_room(self) -> None:
+        """Remove what a run left that ended before it began, and nothing else."""
+        foreign = {path.name for path in self.unfinished.glob("*")} - {"store", f"{RUN_FILE}.new"}
+        if foreign or self.unfinished.is_file():
+            message = f"{str(self.unfinished)!r} is in the way, and tahoe did not write it; choose another output"
+            raise InputError(message)
+        if self.unfinished.exists():
+            shutil.rmtree(self.unfinished)
+
+    def _lay_out(self, fingerprint: dict[str, Any]) -> None:
+        root: Any = zarr.create_group(self._place, zarr_format=3)
+        for name in ("obsm", "uns", "layers", "varm", "obsp", "varp"):
+            _encode(root.create_group(name), "dict")
+        inner = math.gcd(self.shard_cells, 512)
+        vectors = root["obsm"].create_array(
+            self.key,
+            shape=(self.n_cells, self.width),
+            dtype=self.dtype,
+            chunks=(inner, self.width),
+            shards=(self.shard_cells, self.width),
+            compressors=None,
+        )
+        n_genes = root.create_group("obs").create_array(
+            N_GENES, shape=(self.n_cells,), dtype="int64", chunks=(self.shard_cells,)
+        )
+        _encode(vectors, "array")
+        _encode(n_genes, "array")
+        # last and at once: a folder without it was never begun
+        partial = self.unfinished / f"{RUN_FILE}.new"
+        partial.write_text(json.dumps(fingerprint, indent=1), encoding="utf-8")
+        partial.replace(self.unfinished / RUN_FILE)
+
+
+def check_same(before: dict[str, Any], now: dict[str, Any], where: str) -> None:
+    """Refuse to go on with a run that did something else, and say what."""
+    differing = [key for key in now.keys() | before.keys() if before.get(key) != now.get(key)]
+    if differing:
+        told = ", ".join(f"{key} ({before.get(key)} then, {now.get(key)} now)" for key in sorted(differing))
+        message = (
+            f"the run in {where!r} cannot go on, since something differs: {told}. Make it the same, or delete that"
+            " folder to start anew"
+        )
+        raise InputError(message)
+
+
+def _encode(element: Any, kind: str, **attributes: Any) -> None:
+    """Say what an element is, in the words of anndata's format."""
+    element.attrs.update({"encoding-type": kind, "encoding-version": ENCODED[kind], **attributes})

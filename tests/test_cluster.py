@@ -1,0 +1,148 @@
+"""The same on the workers of a dask cluster: bits, counts, and what happens when a worker dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+import warnings
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+import tahoe
+from tahoe.errors import ModelError, TahoeWarning
+
+distributed = pytest.importorskip("distributed")
+pytest.importorskip("xarray")
+ROWS = 300
+# Threads and sockets of the cluster end when they like.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+
+
+@pytest.fixture(scope="module")
+def client():
+    with (
+        warnings.catch_warnings(),
+        distributed.LocalCluster(2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+    ):
+        warnings.simplefilter("ignore")
+        with distributed.Client(cluster) as client:
+            yield client
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory, read_cells, reference):
+    cells = read_cells(reference / "tiny-input.npz")
+    matrix = sparse.vstack([cells.X] * 5, format="csr")[:ROWS]
+    obs = pd.DataFrame({"group": np.resize(["a", "b", "c"], ROWS)}, index=[f"cell {i}" for i in range(ROWS)])
+    adata = anndata.AnnData(matrix, obs=obs, var=pd.DataFrame({"tahoe_gene": cells.var_names}, index=cells.var_names))
+    path = tmp_path_factory.mktemp("cluster") / "cells.h5ad"
+    adata.write_h5ad(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(reference):
+    return reference / "tiny-model"
+
+
+@pytest.fixture(scope="module")
+def truth(file, model):
+    adata = anndata.read_h5ad(file)
+    with pytest.warns(TahoeWarning, match="express no gene"), tahoe.settings.override(device="cpu"):
+        tahoe.tl.embed(adata, model, dtype="float32")
+    return adata.obsm["X_tahoe"]
+
+
+def lazy(file, rows=40):
+    adata = anndata.experimental.read_lazy(file)
+    adata.X = adata.X.rechunk((rows, -1))
+    return adata
+
+
+def loaded_models():
+    from tahoe import _dask
+
+    return len(_dask._loaded)
+
+
+def test_a_lazy_result_is_computed_on_the_workers(client, file, model, truth):
+    adata = lazy(file)
+    tahoe.tl.embed(adata, model, dtype="float32")
+    np.testing.assert_array_equal(adata.obsm["X_tahoe"].compute(), truth)
+    assert adata.uns["X_tahoe"]["dtype"] == "float32"
+    assert adata.uns["X_tahoe"]["device"] == "cpu"
+    # once a worker, and only what was referred to
+    assert all(n <= 2 for n in client.run(loaded_models).values())
+
+
+def test_gene_embeddings_are_summed_on_the_workers(client, file, model):
+    adata, here = lazy(file), anndata.read_h5ad(file)
+    for each in (adata, here):
+        tahoe.tl.embed_genes(each, model, groupby="group", dtype="float32")
+    for group in "abc":
+        np.testing.assert_allclose(adata.varm[f"tahoe_{group}"], here.varm[f"tahoe_{group}"], atol=1e-6, rtol=0)
+    np.testing.assert_array_equal(adata.varm["tahoe_n_cells"], here.varm["tahoe_n_cells"])
+
+
+def test_attention_is_summed_on_the_workers(client, file, model):
+    adata, here = lazy(file, rows=100), anndata.read_h5ad(file)
+    for each in (adata, here):
+        tahoe.tl.attention(each, model, genes=here.var_names[:50].tolist(), dtype="float32")
+    difference = abs(adata.varp["tahoe_attention"] - here.varp["tahoe_attention"])
+    assert difference.max() < 1e-7
+    assert here.varp["tahoe_attention"].nnz > 1000
+
+
+def test_a_model_that_was_never_written_cannot_travel(client, file, tiny):
+    tiny.folder = None
+    with pytest.raises(ModelError, match=r"model.save\(folder\)"):
+        tahoe.tl.embed(lazy(file), tiny)
+
+
+def test_a_file_is_embedded_by_the_workers(client, file, model, truth, tmp_path):
+    with pytest.warns(TahoeWarning, match="express no gene"):
+        tahoe.embed_file(file, tmp_path / "out.zarr", model, shard_cells=30, dtype="float32")
+    np.testing.assert_array_equal(anndata.read_zarr(tmp_path / "out.zarr").obsm["X_tahoe"], truth)
+
+
+def test_a_worker_that_dies_is_replaced(client, file, model, truth, tmp_path):
+    """Kill −9 of a worker in the middle: its shard is done again by another, finished ones are not."""
+    found = tmp_path / "out.zarr.partial" / "store" / "obsm" / "X_tahoe" / "c"
+    seen: dict[str, int] = {}
+
+    def kill_one():
+        while len(list(found.glob("*/0"))) < 5:
+            time.sleep(0.002)
+        seen.update({path.parent.name: path.stat().st_ino for path in found.glob("*/0")})
+        os.kill(next(iter(client.run(os.getpid).values())), signal.SIGKILL)
+
+    pids = set(client.run(os.getpid).values())
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    with pytest.warns(TahoeWarning, match="express no gene"):
+        tahoe.embed_file(file, tmp_path / "out.zarr", model, shard_cells=5, dtype="float32")
+    killer.join()
+    store = anndata.read_zarr(tmp_path / "out.zarr")
+    np.testing.assert_array_equal(store.obsm["X_tahoe"], truth)
+    shards = tmp_path / "out.zarr" / "obsm" / "X_tahoe" / "c"
+    assert {name: (shards / name / "0").stat().st_ino for name in seen} == seen
+    assert 5 <= len(seen) < ROWS // 5
+    client.wait_for_workers(2)
+    assert set(client.run(os.getpid).values()) != pids
+
+
+def test_an_error_of_a_worker_surfaces(client, file, model, tmp_path):
+    from tahoe.errors import InputError
+
+    adata = anndata.read_h5ad(file)
+    adata.X.data[-1] = -1
+    adata.write_h5ad(tmp_path / "bad.h5ad")
+    with pytest.warns(TahoeWarning), pytest.raises(InputError, match="negative values"):
+        tahoe.embed_file(tmp_path / "bad.h5ad", tmp_path / "out.zarr", model, shard_cells=50, min_coverage=0)
+    assert not (tmp_path / "out.zarr").exists()
