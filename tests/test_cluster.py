@@ -140,9 +140,11 @@ def test_a_worker_that_dies_is_replaced(client, file, model, truth, tmp_path):
 def test_an_error_of_a_worker_surfaces(client, file, model, tmp_path):
     from tahoe.errors import InputError
 
-    adata = anndata.read_h5ad(file)
+    # beyond the block that is looked at before the work begins
+    adata = anndata.concat([anndata.read_h5ad(file)] * 2, index_unique="-", merge="same")
     adata.X.data[-1] = -1
     adata.write_h5ad(tmp_path / "bad.h5ad")
-    with pytest.warns(TahoeWarning), pytest.raises(InputError, match="negative values"):
-        tahoe.embed_file(tmp_path / "bad.h5ad", tmp_path / "out.zarr", model, shard_cells=50, min_coverage=0)
+    with pytest.raises(InputError, match="negative values"):
+        tahoe.embed_file(tmp_path / "bad.h5ad", tmp_path / "out.zarr", model, shard_cells=100)
     assert not (tmp_path / "out.zarr").exists()
+    assert (tmp_path / "out.zarr.partial" / "run.json").is_file()
