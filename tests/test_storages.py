@@ -177,7 +177,7 @@ def test_lazy_values_that_will_not_do_are_refused_when_computed(cells, demo):
     with pytest.warns(TahoeWarning, match="the model knows"):
         tahoe.tl.embed(adata, demo)
     with pytest.raises(InputError, match="negative values"):
-        adata.obsm["X_tahoe"].compute()
+        adata.obsm["X_tahoe"].compute(scheduler="synchronous")
 
 
 def _spoil_last(block, block_info=None):
