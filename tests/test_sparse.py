@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import warnings
+
 import anndata
 import h5py
 import numpy as np
 import pytest
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
@@ -82,6 +85,35 @@ def test_size_in_a_file_is_checked_before_memory_is_taken(tiny, full_cells, tmp_
     with pytest.raises(InputError, match=r"shapes \(10000000000000,\)"):
         tahoe.tl.embed(backed, tiny)
     backed.file.close()
+
+
+@pytest.mark.parametrize("more", [(1, 0), (0, 1), (1 << 40, 0), (0, 1 << 40), (-1, 0), (0, -1)])
+def test_shape_in_a_file(tiny, full_cells, tmp_path, more):
+    full_cells.write_h5ad(tmp_path / "cells.h5ad")
+    with h5py.File(tmp_path / "cells.h5ad", "r+") as file:
+        file["X"].attrs["shape"] = np.add(full_cells.shape, more)
+    backed = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    with pytest.raises(InputError, match="X says that its shape is"):
+        tahoe.tl.embed(backed, tiny)
+    backed.file.close()
+
+
+@pytest.mark.parametrize("array", ["data", "indices", "indptr"])
+def test_chunk_that_cannot_be_read(tiny, full_cells, tmp_path, array):
+    with warnings.catch_warnings(), anndata.settings.override(zarr_write_format=3):
+        warnings.simplefilter("ignore")  # how zarr formats will change in future
+        full_cells.write_zarr(tmp_path / "cells.zarr")
+    store = zarr.open_group(tmp_path / "cells.zarr", mode="r")
+    on_disk = anndata.AnnData(anndata.io.sparse_dataset(store["X"]), obs=full_cells.obs, var=full_cells.var)
+    chunks = [
+        path for path in (tmp_path / "cells.zarr" / "X" / array).rglob("*") if path.name == "0" and path.is_file()
+    ]
+    assert chunks
+    for chunk in chunks:
+        chunk.write_bytes(chunk.read_bytes()[:-9])
+    with pytest.raises(InputError, match="cannot be read"):
+        tahoe.tl.embed(on_disk, tiny)
+    assert "X_tahoe" not in on_disk.obsm
 
 
 def test_a_damaged_layer_is_not_proposed(full_cells):

@@ -156,6 +156,9 @@ def read_drug_ids(
             f"drug_key={drug_key!r}, but the model {model.name!r} has no drug encoder; of the released ones, 3b has"
         )
         raise InputError(message)
+    if isinstance(drugs, str | os.PathLike) and not Path(drugs).is_file():
+        message = f"drugs={str(drugs)!r}: there is no such file"
+        raise InputError(message)
     known = read_drugs(Path(drugs)) if isinstance(drugs, str | os.PathLike) else dict(drugs or model.drugs)
     if not known:
         message = (

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from tahoe._rows import BLOCK_CELLS, by_rows, in_file, is_lazy, row_blocks
-from tahoe._sparse import check_structure
+from tahoe._sparse import check_structure, reading
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ class Matrix:
 
     @cached_property
     def _by_rows(self) -> Any:
-        check_structure(self.values, self.slot)
+        with reading(self.slot):
+            check_structure(self.values, self.slot)
         return by_rows(self.values)
 
     @cached_property
@@ -123,11 +124,10 @@ def choose_matrix(adata: AnnData, *, layer: str | None = None, use_raw: bool = F
     if matrix.values is None:
         message = f"adata.X is None. {matrix.remedy()}"
         raise InputError(message)
-    if 0 in matrix.values.shape:
-        n_cells, n_genes = matrix.values.shape
-        message = f"{matrix.slot} has {n_cells} cells and {n_genes} genes; both must be at least 1"
-        raise InputError(message)
-    if not _is_readable(matrix):
+    with reading(matrix.slot):
+        _refuse_shape(matrix)
+        readable = _is_readable(matrix)
+    if not readable:
         message = f"{matrix.slot} holds {matrix.values.dtype}, which is not a real number. {matrix.remedy()}"
         raise InputError(message)
     _refuse_columns(matrix)
@@ -137,6 +137,17 @@ def choose_matrix(adata: AnnData, *, layer: str | None = None, use_raw: bool = F
 def in_memory(frame: Any) -> pd.DataFrame:
     """``obs`` or ``var`` as pandas has it, also that of a lazy AnnData."""
     return frame if isinstance(frame, pd.DataFrame) else frame.to_memory()
+
+
+def _refuse_shape(matrix: Matrix) -> None:
+    """Refuse what has no rows, no columns, or others than the AnnData: a file may say anything."""
+    shape, expected = tuple(matrix.values.shape), (matrix.adata.n_obs, len(matrix.var))
+    if shape != expected:
+        message = f"{matrix.slot} says that its shape is {shape}, and adata has {expected}; the file is damaged"
+        raise InputError(message)
+    if 0 in shape:
+        message = f"{matrix.slot} has {shape[0]} cells and {shape[1]} genes; both must be at least 1"
+        raise InputError(message)
 
 
 def _refuse_columns(matrix: Matrix) -> None:
@@ -224,9 +235,10 @@ def _is_readable(matrix: Matrix) -> bool:
 
 def _would_do(matrix: Matrix) -> bool:
     """Whether the first rows can be read and are fit for the model."""
-    if 0 in matrix.values.shape or not _is_readable(matrix):
-        return False
     try:
+        with reading(matrix.slot):
+            if 0 in matrix.values.shape or not _is_readable(matrix):
+                return False
         return not fault(next(matrix.blocks()))
     except InputError:
         return False

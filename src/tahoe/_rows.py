@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
-from tahoe._sparse import check_indices, check_rows, check_structure
-from tahoe.errors import InputError
+from tahoe._sparse import check_indices, check_rows, check_structure, reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,11 +40,8 @@ def row_blocks(values: Any, start: int, stop: int) -> Iterator[sparse.csr_array]
         return
     for first in range(start, stop, BLOCK_CELLS):
         last = min(first + BLOCK_CELLS, stop)
-        try:
+        with reading(f"rows {first} to {last - 1}"):
             rows = _read(values, first, last)
-        except (OSError, RuntimeError, ValueError) as error:  # of HDF5, of a decompressor, of zarr
-            message = f"rows {first} to {last} cannot be read: {error}; is the file damaged?"
-            raise InputError(message) from error
         yield canonical_csr(rows)
 
 

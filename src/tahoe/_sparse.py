@@ -6,12 +6,29 @@ leaves entries out.
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
 
-from tahoe.errors import InputError
+from tahoe.errors import InputError, TahoeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Turn whatever a library for files raises on a damaged one into an error that says what was read."""
+    try:
+        yield
+    except TahoeError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0] or "no reason given"
+        message = f"{what} cannot be read ({type(error).__name__}: {reason}); is the file whole?"
+        raise InputError(message) from error
 
 
 def check_structure(matrix: Any, slot: str) -> None:

@@ -16,7 +16,7 @@ from tahoe.errors import ModelError
 from tahoe.model.config import ModelConfig
 from tahoe.model.layout import COLLATOR_FILE, DRUGS_FILE, FILES, MODEL_FILE, VOCABULARY_FILE, WEIGHTS_FILE
 from tahoe.model.network import Network
-from tahoe.model.vocab import DRUG, Vocabulary
+from tahoe.model.vocab import DRUG, Vocabulary, read_ids
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,6 +75,7 @@ def read_checkpoint(folder: Path) -> tuple[Network, Vocabulary, dict[str, int]]:
     state = _read_weights(folder / WEIGHTS_FILE)
     config = _with_drug_table(config, state)
     _check_vocabulary(vocabulary, config, folder)
+    _check_depth(config, state, folder)
     with torch.device("meta"):
         network = Network(config)
     _check_keys(network, state, folder)
@@ -178,6 +179,16 @@ def _check_vocabulary(vocabulary: Vocabulary, config: ModelConfig, folder: Path)
         raise ModelError(message)
 
 
+def _check_depth(config: ModelConfig, state: dict[str, Tensor], folder: Path) -> None:
+    """Refuse more layers than there can be weights for, before they are made."""
+    if config.n_layers + config.decoder_layers > len(state):
+        message = (
+            f"{MODEL_FILE} in {folder} says {config.n_layers} layers and {config.decoder_layers} of the decoder, but"
+            f" {WEIGHTS_FILE} has only {len(state)} weights; the two files belong to different checkpoints"
+        )
+        raise ModelError(message)
+
+
 def _check_keys(network: Network, state: dict[str, Tensor], folder: Path) -> None:
     wanted = network.state_dict()
     problems = [
@@ -205,11 +216,4 @@ def _check_keys(network: Network, state: dict[str, Tensor], folder: Path) -> Non
 
 def read_drugs(path: Path) -> dict[str, int]:
     """Read the ids of the drugs by name, where the folder has them."""
-    if not path.is_file():
-        return {}
-    try:
-        drugs = json.loads(path.read_text(encoding="utf-8"))
-        return {str(name): int(id_) for name, id_ in drugs.items()}
-    except (ValueError, AttributeError, TypeError) as error:
-        message = f"{path.name} in {path.parent} must map drug names to ids: {error}"
-        raise ModelError(message) from error
+    return read_ids(path, "drugs") if path.is_file() else {}

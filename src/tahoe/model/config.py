@@ -97,20 +97,20 @@ class ModelConfig:
         drug = net.section("chemical_encoder")
         uses_drug = cells.flag("use_chem_token", False)
         config = cls(
-            d_model=net.integer("d_model"),
-            n_layers=net.integer("n_layers"),
+            d_model=net.integer("d_model", most=1 << 16),
+            n_layers=net.integer("n_layers", most=1 << 12),
             n_heads=net.integer("n_heads"),
             vocab_size=net.integer("vocab_size"),
-            expansion_ratio=net.integer("expansion_ratio"),
+            expansion_ratio=net.integer("expansion_ratio", most=1 << 8),
             activation=net.choice("transformer_activation", ACTIVATIONS, "gelu"),
             pre_norm=net.choice("norm_scheme", ("pre", "post"), "pre") == "pre",
             gated=net.flag("use_glu", False),
-            norm_eps=norm.number("eps", 1e-5),
+            norm_eps=norm.number("eps", 1e-5, least=1e-12, most=1),
             gene_norm=gene.flag("use_norm", False),
             value_norm=value.flag("use_norm", False),
             value_activation=value.choice("activation", ACTIVATIONS, "relu"),
-            max_value=value.number("max_value", 512.0),
-            decoder_layers=decoder.integer("n_layers", 2),
+            max_value=value.number("max_value", 512.0, least=0, most=1e9),
+            decoder_layers=decoder.integer("n_layers", 2, most=1 << 12),
             decoder_activation=decoder.choice("activation", ACTIVATIONS, "leaky_relu"),
             mvc_decoder=bool(mvc),
             mvc_activation=mvc.choice("query_activation", ACTIVATIONS, "sigmoid"),
@@ -120,11 +120,12 @@ class ModelConfig:
             precision=net.text("precision", "fp32"),
             binning=cells.flag("do_binning", True),
             log_transform=cells.flag("log_transform", False),
-            target_sum=cells.number("target_sum", 10_000.0),
+            target_sum=cells.number("target_sum", 10_000.0, least=1e-9, most=1e12),
             max_length=cells.integer("max_length", 2048),
-            pad_value=cells.number("pad_value", -2.0),
-            mask_value=cells.number("mask_value", -1.0),
-            mask_probability=cells.average("mlm_probability", 0.5),
+            # with bins these two have rows in a table, from the lower of them on
+            pad_value=cells.number("pad_value", -2.0, least=-1000, most=N_BINS - 1),
+            mask_value=cells.number("mask_value", -1.0, least=-1000, most=N_BINS - 1),
+            mask_probability=cells.average("mlm_probability", 0.5, least=0, most=1),
             scaled_targets=net.flag("standard_scale_outputs", False),
         )
         _refuse_what_is_not_implemented(config, net, cells)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import reprlib
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+# The released vocabularies have 1.7 MB and 62,721 ids: a broken file must not ask for all memory.
+LARGEST_FILE, LARGEST_ID = 1 << 26, 1 << 24
 PAD, CELL, DRUG = "<pad>", "<cls>", "<drug>"
 
 
@@ -35,15 +38,7 @@ class Vocabulary:
     @classmethod
     def read(cls, path: Path) -> Vocabulary:
         """Read a ``vocab.json``."""
-        try:
-            ids = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            message = f"{path.name} in {path.parent} is not readable JSON: {error}"
-            raise ModelError(message) from error
-        if not isinstance(ids, dict):
-            message = f"{path.name} in {path.parent} must map tokens to ids, not hold a {type(ids).__name__}"
-            raise ModelError(message)
-        return cls(ids)
+        return cls(read_ids(path, "tokens"))
 
     def write(self, path: Path) -> None:
         """Write a ``vocab.json``, in the order of the ids."""
@@ -83,11 +78,55 @@ class Vocabulary:
         return np.array([-1 if gene[:1] in ("", "<") else ids.get(gene, -1) for gene in genes], dtype=np.int64)
 
 
-def _check(ids: dict[str, int]) -> None:
-    wrong = [token for token, id_ in ids.items() if isinstance(id_, bool) or not isinstance(id_, int) or id_ < 0]
-    if wrong:
-        message = f"{VOCABULARY_FILE}: the id of {wrong[0]!r} is {ids[wrong[0]]!r}; ids must be whole numbers from 0"
+def read_ids(path: Path, what: str) -> dict[str, int]:
+    """Read a JSON file of names and whole numbers.
+
+    Raises
+    ------
+    tahoe.errors.ModelError
+        If it is anything else, too large to be one, or has a name twice.
+    """
+    size = path.stat().st_size
+    if size > LARGEST_FILE:
+        message = f"{path.name} in {path.parent} has {size:,} bytes; a file of {what} has at most {LARGEST_FILE:,}"
         raise ModelError(message)
+    try:
+        ids = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
+    except (ValueError, RecursionError) as error:
+        message = f"{path.name} in {path.parent} is not readable JSON: {error}"
+        raise ModelError(message) from error
+    if not isinstance(ids, dict):
+        message = f"{path.name} in {path.parent} must map {what} to ids, not hold a {type(ids).__name__}"
+        raise ModelError(message)
+    _check_ids(ids, path.name)
+    return ids
+
+
+def _check_ids(ids: dict[str, int], file: str) -> None:
+    for name, id_ in ids.items():
+        if not name:
+            message = f"{file} has an id without a name: {id_}"
+            raise ModelError(message)
+        if isinstance(id_, bool) or not isinstance(id_, int) or not 0 <= id_ < LARGEST_ID:
+            message = f"{file}: the id of {name!r} is {reprlib.repr(id_)}; ids must be whole numbers from 0"
+            raise ModelError(message)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a mapping; the json module would keep the last of two equal names."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        message = f"{twice!r} is there twice"
+        raise ValueError(message)
+    for name in content:
+        name.encode()  # half of a character, as JSON can write it, is no text
+    return content
+
+
+def _check(ids: dict[str, int]) -> None:
+    _check_ids(ids, VOCABULARY_FILE)
     if len(set(ids.values())) != len(ids):
         seen: dict[int, str] = {}
         token, id_ = next((t, i) for t, i in ids.items() if seen.setdefault(i, t) != t)
