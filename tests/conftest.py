@@ -18,7 +18,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def _quiet():
-    with tahoe.settings.override(progress=False, device="cpu"):
+    with tahoe.settings.override(progress=False, device="cpu", dtype="float32"):
         yield
 
 
@@ -31,7 +31,7 @@ def reference() -> Path:
 @pytest.fixture
 def tiny(reference):
     """A network of 2 layers × 64 with random weights, in the released layout."""
-    return tahoe.load_model(reference / "tiny-model", device="cpu")
+    return tahoe.load_model(reference / "tiny-model", device="cpu", dtype="float32")
 
 
 @pytest.fixture

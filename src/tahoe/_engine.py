@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # Most tokens in one forward pass; less where the memory of the device is small.
-TOKEN_BUDGET = {"cuda": 1 << 16, "mps": 1 << 14, "cpu": 1}
+TOKEN_BUDGET = {"cuda": 1 << 16, "mps": 1 << 14, "cpu": 1 << 16}
 
 
 def plan(bounds: np.ndarray, token_budget: int) -> list[tuple[int, int]]:

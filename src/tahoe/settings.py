@@ -26,7 +26,7 @@ class Settings:
     device: str | None = None
     """Where the network runs; `None` picks CUDA, then MPS, then the CPU."""
     dtype: str | None = None
-    """Precision of the linear layers; `None` picks bfloat16 on CUDA where the checkpoint asks for it, else float32."""
+    """Precision of the linear layers; `None` is the checkpoint's own where the device computes it, else float32."""
     cache_dir: Path | None = None
     """Where downloaded checkpoints are kept; `None` is the ordinary Hugging Face cache."""
     progress: bool = True

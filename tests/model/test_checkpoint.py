@@ -8,11 +8,13 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+import tahoe
 from tahoe import load_model
 from tahoe.errors import DeviceError, ModelError
 from tahoe.model import ModelConfig
 from tahoe.model.checkpoint import KEYS, our_name, released_name
 from tahoe.model.config import ACTIVATIONS as NAMED
+from tahoe.model.linear import has_bfloat16
 from tahoe.model.network import ACTIVATIONS, Network
 
 
@@ -277,3 +279,10 @@ def test_published_shapes():
         with torch.device("meta"):
             network = Network(config)
         assert sum(weight.numel() for weight in network.parameters()) == parameters
+
+
+def test_precision_is_the_checkpoints_own_where_the_device_has_it(reference):
+    with tahoe.settings.override(dtype=None):
+        trained_in_bfloat16 = load_model(reference / "tiny-model", device="cpu")
+        assert trained_in_bfloat16.dtype == (torch.bfloat16 if has_bfloat16() else torch.float32)
+        assert load_model("demo", device="cpu").dtype == torch.float32

@@ -20,7 +20,7 @@ class Case:
     """One reference file, our tokens for its cells, and the order in which its tokens become ours."""
 
     def __init__(self, folder, name, result):
-        self.model = load_model(folder / f"{name}-model", device="cpu")
+        self.model = load_model(folder / f"{name}-model", device="cpu", dtype="float32")
         self.truth = np.load(folder / f"{name}-{result}.npz")
         self.n_special = 2 if result in ("with_drug", "drug_id_0") else 1
         cells = np.load(folder / f"{name}-input.npz")
@@ -56,7 +56,7 @@ def test_tokens(case):
     np.testing.assert_array_equal(case.tokens.values, case.truth["values"][case.order])
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "blocked", "eager"])
 @torch.inference_mode()
 def test_outputs(case, attention):
     batch, network = case.batch(), case.model.network
@@ -74,14 +74,14 @@ def test_outputs(case, attention):
     )
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "blocked", "eager"])
 @torch.inference_mode()
 def test_short_cut_for_cells(case, attention):
     cells = case.model.network.embed_cells(case.batch(), attention)
     np.testing.assert_allclose(cells.numpy(), case.truth["cell_emb_raw"], atol=CLOSE, rtol=0)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "blocked", "eager"])
 @torch.inference_mode()
 def test_gene_vectors(case, attention):
     output = case.model.network(case.batch(), attention).numpy()

@@ -86,7 +86,7 @@ def test_push(loopback, client, reference, tmp_path, folder):
     """Through the real client: large file, small files and card in one commit, which then loads bit for bit."""
     loopback.commits.clear()
     command = [sys.executable, "-c", PUSH, str(reference / "drug-model"), folder]
-    environment = client.environment | {"HF_TOKEN": "hf_secret"}
+    environment = client.environment | {"HF_TOKEN": "hf_secret", "TAHOE_DTYPE": "float32"}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == loopback.main

@@ -17,6 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tahoe.errors import DeviceError
+from tahoe.model.linear import has_bfloat16, has_onednn, product, runs_in_onednn
+
+# Queries of one head whose scores are held at a time. With 2,048 keys they fill the second-level cache.
+BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,25 @@ def sdpa(
     return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
 
+def blocked(
+    q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, queries: Spans, keys: Spans, masked_T: Tensor | None = None
+) -> Tensor:
+    """Write the formula out in blocks of queries, with oneDNN's matrix products: x86 CPUs, in inference."""
+    if masked_T is not None or not runs_in_onednn(q_THK):
+        return sdpa(q_THK, k_THK, v_THK, queries, keys, masked_T)
+    output_THK = torch.empty(q_THK.shape, dtype=q_THK.dtype)
+    cells = zip(output_THK.split(queries.lengths), _cells(q_THK, k_THK, v_THK, queries, keys, None), strict=True)
+    for output_NHK, (q_NHK, k_NHK, v_NHK, _) in cells:
+        for head in range(q_THK.shape[1]):
+            q_NK, k_NK = q_NHK[:, head].contiguous(), k_NHK[:, head] * q_THK.shape[-1] ** -0.5
+            v_KN = v_NHK[:, head].T.contiguous()
+            for block in range(0, len(q_NK), BLOCK):
+                scores = product(q_NK[block : block + BLOCK], k_NK)
+                torch.softmax(scores, -1, out=scores)
+                output_NHK[block : block + BLOCK, head] = product(scores, v_KN)
+    return output_THK
+
+
 def weights(q_NHK: Tensor, k_NHK: Tensor, masked_N: Tensor | None = None) -> Tensor:
     """Attention weights of one cell, (heads, queries, keys); each row sums to one."""
     scores_HNN = torch.einsum("qhk,nhk->hqn", q_NHK, k_NHK) / q_NHK.shape[-1] ** 0.5
@@ -115,7 +138,7 @@ def flash(
     )
 
 
-ATTENTION: dict[str, Attention] = {"sdpa": sdpa, "varlen": varlen, "eager": eager, "flash": flash}
+ATTENTION: dict[str, Attention] = {"sdpa": sdpa, "blocked": blocked, "varlen": varlen, "eager": eager, "flash": flash}
 
 
 def choose_attention(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
@@ -128,12 +151,18 @@ def choose_attention(name: str | None, device: torch.device, dtype: torch.dtype)
     """
     packed = _why_not_packed(device, dtype)
     if name in (None, "auto"):
-        return "sdpa" if packed else "varlen"
+        if packed is None:
+            return "varlen"
+        return "blocked" if _why_not_blocked(device, dtype) is None else "sdpa"
     if name not in ATTENTION:
         message = f"attention={name!r} is unknown; choose from auto, {', '.join(ATTENTION)}"
         raise DeviceError(message)
     if name in ("varlen", "flash") and packed:
         message = f"attention={name!r} cannot run here: {packed}; use attention='sdpa'"
+        raise DeviceError(message)
+    unblocked = _why_not_blocked(device, dtype)
+    if name == "blocked" and unblocked:
+        message = f"attention='blocked' cannot run here: {unblocked}; use attention='sdpa'"
         raise DeviceError(message)
     if name == "flash" and importlib.util.find_spec("flash_attn") is None:
         message = "attention='flash' needs the package flash-attn, which is not installed; use attention='varlen'"
@@ -149,3 +178,11 @@ def _why_not_packed(device: torch.device, dtype: torch.dtype) -> str | None:
     if dtype not in (torch.float16, torch.bfloat16):
         return f"it computes in 16 bits, and dtype is {str(dtype).removeprefix('torch.')}"
     return None
+
+
+def _why_not_blocked(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cpu" or not has_onednn():
+        return "it needs an x86 CPU, and a torch with oneDNN"
+    if dtype == torch.float32 or dtype == torch.bfloat16 and has_bfloat16():
+        return None
+    return f"this CPU does not compute in {str(dtype).removeprefix('torch.')} by itself"

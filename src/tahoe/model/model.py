@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from tahoe.errors import DeviceError, ModelError
@@ -17,16 +18,17 @@ from tahoe.model.attention import Spans, choose_attention
 from tahoe.model.checkpoint import read_checkpoint, write_checkpoint
 from tahoe.model.config import N_BINS
 from tahoe.model.layout import WEIGHTS_FILE, file_sha256
+from tahoe.model.linear import has_bfloat16
 from tahoe.model.network import Batch
 from tahoe.model.publishing import push
+from tahoe.model.streams import spread
 from tahoe.model.tokenizer import Tokens, tokenize
 from tahoe.settings import settings
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    import numpy as np
     from scipy import sparse
 
     from tahoe.model.config import ModelConfig
@@ -118,28 +120,59 @@ class TahoeModel:
             None if tokens.drugs is None else torch.from_numpy(tokens.drugs).to(self.device),
         )
 
-    @torch.inference_mode()
     def embed_cells(self, tokens: Tokens) -> torch.Tensor:
         """Embeddings of the cells, (cells, d_model) float32, not normalised."""
-        return self.network.embed_cells(self.batch(tokens), self.attention)
+        rows = np.arange(len(tokens) + 1)
+        return self._compute(lambda batch: self.network.embed_cells(batch, self.attention), tokens, rows)
 
-    @torch.inference_mode()
     def embed_tokens(self, tokens: Tokens) -> torch.Tensor:
         """Outputs of all tokens, (tokens, d_model) float32: each cell's own, then those of its genes."""
-        return self.network(self.batch(tokens), self.attention)
+        return self._compute(lambda batch: self.network(batch, self.attention), tokens, tokens.bounds)
 
-    @torch.inference_mode()
     def predict(self, tokens: Tokens, decoder: str = "expression", masked: np.ndarray | None = None) -> torch.Tensor:
         """Value of each token as a decoder (``"expression"`` or ``"mvc"``) tells it, (tokens,) float32.
 
         On the scale of the tokens' values: bins, unless the checkpoint has none. The values of `masked` tokens are
         hidden from the network.
         """
-        batch = self.batch(tokens, masked)
-        outputs = self.network(batch, self.attention)
-        values = self.network.decode(outputs) if decoder == "expression" else self.network.decode_mvc(outputs, batch)
-        # scaled in training from bins 1…50 to -1…1
-        return 1 + (values + 1) / 2 * (N_BINS - 2) if self.config.scaled_targets else values
+        network = self.network
+
+        def decoded(batch: Batch) -> torch.Tensor:
+            outputs = network(batch, self.attention)
+            values = network.decode(outputs) if decoder == "expression" else network.decode_mvc(outputs, batch)
+            # scaled in training from bins 1…50 to -1…1
+            values = 1 + (values + 1) / 2 * (N_BINS - 2) if self.config.scaled_targets else values
+            return values[:, None]
+
+        return self._compute(decoded, tokens, tokens.bounds, width=1, masked=masked)[:, 0]
+
+    @torch.inference_mode()
+    def _compute(
+        self,
+        compute: Callable[[Batch], torch.Tensor],
+        tokens: Tokens,
+        rows: np.ndarray,
+        *,
+        width: int | None = None,
+        masked: np.ndarray | None = None,
+    ) -> torch.Tensor:
+        """What `compute` gives for a batch of cells, where cell ``i`` has rows ``rows[i]:rows[i + 1]``.
+
+        On a CPU each core takes one cell at a time. Nothing is gained there by packing, and matrix products of another
+        height may round otherwise, so a neighbour could change the last bit of a cell.
+        """
+        if self.device.type != "cpu":
+            return compute(self.batch(tokens, masked))
+        result = torch.empty(int(rows[-1]), width or self.config.d_model)
+
+        def work(cell: int) -> None:
+            hidden = None if masked is None else masked[tokens.bounds[cell] : tokens.bounds[cell + 1]]
+            batch = self.batch(tokens.cells(cell, cell + 1), hidden)
+            result[rows[cell] : rows[cell + 1]] = compute(batch)
+
+        # the longest first, so that all cores end at about the same time
+        spread(work, np.argsort(-tokens.lengths, kind="stable").tolist())
+        return result
 
     @torch.inference_mode()
     def observe(self, tokens: Tokens, layers: Sequence[int], observer: Observer) -> None:
@@ -213,11 +246,13 @@ def load_model(
         ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``. `None` picks CUDA, then MPS, then the CPU.
     dtype
         Precision of the linear layers: ``"float32"``, ``"bfloat16"`` or ``"float16"``. Residual stream, norms and
-        softmax stay float32. `None` is bfloat16 on a CUDA device that computes it natively if the checkpoint was
-        trained so, else float32.
+        softmax stay float32. `None` is the checkpoint's own precision where the device computes it by itself, else
+        float32: the released ones were trained in bfloat16, which Ampere GPUs and newer ones have, and CPUs with
+        AVX512-BF16 or AMX. The log and the provenance say which it was.
     attention
-        ``"varlen"`` (CUDA, 16-bit: all cells in one kernel), ``"sdpa"`` (anywhere, one cell at a time), ``"eager"``
-        (the formula written out), ``"flash"`` (the flash-attn package, if installed). `None` picks by device.
+        ``"varlen"`` (CUDA, 16-bit: all cells in one kernel), ``"blocked"`` (x86 CPUs: blocks that fit the cache),
+        ``"sdpa"`` (anywhere, one cell at a time), ``"eager"`` (the formula written out), ``"flash"`` (the flash-attn
+        package, if installed). `None` picks by device.
 
     Returns
     -------
@@ -276,13 +311,19 @@ def choose_device(device: str | torch.device | None) -> torch.device:
 
 def _choose_dtype(dtype: str | torch.dtype | None, device: torch.device, precision: str) -> torch.dtype:
     if dtype is None:
-        native = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-        return torch.bfloat16 if native and "bf16" in precision else torch.float32
+        return torch.bfloat16 if "bf16" in precision and _computes_bfloat16(device) else torch.float32
     chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if chosen is None or chosen not in DTYPES.values():
         message = f"dtype={dtype!r} is not supported; use one of {', '.join(DTYPES)}"
         raise DeviceError(message)
     return chosen
+
+
+def _computes_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 matrices by itself, rather than by way of float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and has_bfloat16()
 
 
 def _located(model: str | os.PathLike[str], revision: str | None) -> tuple[str, Path, str | None, str]:

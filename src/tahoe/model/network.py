@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tahoe.model.attention import ATTENTION, Attention, Spans, weights
 from tahoe.model.config import N_BINS, DrugEncoderConfig, ModelConfig
+from tahoe.model.linear import Linear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -99,12 +100,12 @@ class Layer(nn.Module):
         super().__init__()
         width, hidden = config.d_model, config.expansion_ratio * config.d_model
         self.attention_norm = nn.LayerNorm(width, eps=config.norm_eps)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.attention_out = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.attention_out = Linear(width, width)
         self.feed_forward_norm = nn.LayerNorm(width, eps=config.norm_eps)
-        self.up = nn.Linear(width, hidden)
-        self.gate = nn.Linear(width, hidden) if config.gated else None
-        self.down = nn.Linear(hidden, width)
+        self.up = Linear(width, hidden)
+        self.gate = Linear(width, hidden) if config.gated else None
+        self.down = Linear(hidden, width)
         self.activation = ACTIVATIONS[config.activation]
         self.pre_norm = config.pre_norm
         self.head_size = config.head_size

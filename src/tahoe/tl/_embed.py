@@ -88,10 +88,10 @@ def embed(
     dtype
         ``"float32"``, ``"bfloat16"`` or ``"float16"``. `None`: see `tahoe.load_model`.
     attention
-        ``"sdpa"``, ``"varlen"``, ``"eager"`` or ``"flash"``. `None` picks by device.
+        ``"varlen"``, ``"blocked"``, ``"sdpa"``, ``"eager"`` or ``"flash"``. `None` picks by device.
     token_budget
-        Most tokens in one pass through the network. `None` packs 65,536 on CUDA and takes one cell at a time on a CPU,
-        where packing gains nothing.
+        Most tokens handed to the network at once. `None` is 65,536, or as many as fit into the memory of the GPU. On a
+        CPU each core takes one cell at a time, and this bounds how many wait.
     copy
         Return a changed copy instead of changing `adata`.
 

@@ -1,0 +1,104 @@
+"""Many cells on many cores: each core takes whole cells, one at a time, and computes with a single thread.
+
+Cells do not depend on each other, so nobody waits between operations, as threads inside an operation do. And what
+comes out for a cell does not depend on the number of cores.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+CGROUPS = Path("/sys/fs/cgroup")
+_starting = threading.Lock()
+
+
+def spread(work: Callable[[int], None], items: Iterable[int]) -> None:
+    """Call ``work(item)`` for each item, in inference mode, on as many streams as the caller may use.
+
+    They take items in their order. An error, or an interrupt, ends the work and is raised here.
+    """
+    todo = deque(items)
+
+    @torch.inference_mode()
+    def stream() -> None:
+        try:
+            for item in _taken(todo):
+                work(item)
+        except BaseException:
+            todo.clear()
+            raise
+
+    with _starting:
+        pool = _pool()
+    streams = [pool.submit(stream) for _ in range(min(n_streams(), len(todo)))]
+    try:
+        for running in streams:
+            running.result()
+    finally:
+        todo.clear()
+
+
+def n_streams() -> int:
+    """How many streams a call may use: as many as torch may use threads here, if there are so many cores.
+
+    torch counts physical cores, and heeds ``OMP_NUM_THREADS``, which dask sets to 1 in its workers.
+    """
+    return min(torch.get_num_threads(), n_cores())
+
+
+def n_cores() -> int:
+    """How many cores this process may keep busy: by its affinity and, in a container, by its quota."""
+    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(n, round(_quota(CGROUPS) or n)))
+
+
+def _quota(cgroups: Path) -> float | None:
+    """Processor time that a Linux container is allowed, in cores; None without a limit."""
+    try:
+        limit, period = (cgroups / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:  # the first version of cgroups
+            limit, period = ((cgroups / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        except OSError:
+            return None
+    return None if limit == "max" or int(limit) < 0 else int(limit) / int(period)
+
+
+def _taken(todo: deque[int]) -> Iterator[int]:
+    """What a stream can get of the items that are left."""
+    while True:
+        try:
+            item = todo.popleft()
+        except IndexError:
+            return
+        yield item
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    """Threads that all callers share, each with one thread inside of operations. They end with the interpreter."""
+    n = n_cores()
+    pool, started, before = ThreadPoolExecutor(n, "tahoe"), threading.Barrier(n + 1), torch.get_num_threads()
+
+    def start() -> None:
+        torch.get_num_threads()  # gives a new thread the default, which would else come later, on top
+        torch.set_num_threads(1)
+        started.wait()
+
+    for _ in range(n):
+        pool.submit(start)
+    started.wait()
+    # the default for threads to come was changed too
+    torch.set_num_threads(before)
+    return pool
