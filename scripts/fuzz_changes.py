@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import h5py
 import numpy as np
 from scipy import sparse
 
@@ -166,3 +167,41 @@ def arrays_changed(rng: random.Random, matrix: sparse.csr_matrix, csc: float = 0
             case 8:
                 arrays[name] = rng.choice([array[:, None], array[:0], array[::-1]])
     return arrays, matrix.shape, kind
+
+
+def elements_changed(rng: random.Random, file: h5py.File) -> None:
+    """Remove, rename, retype or relabel elements of an h5ad file."""
+    names: list[str] = []
+    file.visit(names.append)
+    for _ in range(rng.choice([1, 1, 2, 3])):
+        name = rng.choice(["/", *names])
+        if name not in file:
+            continue
+        element = file[name]
+        attributes = list(element.attrs)
+        match rng.randrange(5):
+            case 0 if name != "/":
+                del file[name]
+            case 1 if attributes:
+                del element.attrs[rng.choice(attributes)]
+            case 2 if attributes:
+                words = ["array", "csr_matrix", "csc_matrix", "dataframe", "dict", "nonsense", "", 3, [1, 2], 0.5]
+                element.attrs[rng.choice(attributes)] = rng.choice(words)
+            case 3 if isinstance(element, h5py.Dataset):
+                content = element[()]
+                kinds = ["<f8", "<i8", "S8", "<u2", bool, "c16", "<f2"]
+                attributes = dict(element.attrs)
+                del file[name]
+                try:
+                    file[name] = np.asarray(content).astype(rng.choice(kinds))
+                except (ValueError, TypeError):
+                    file[name] = rng.choice([3, "text", np.arange(5), np.zeros((3, 3))])
+                if rng.random() < 0.7:
+                    file[name].attrs.update(attributes)
+            case 4 if isinstance(element, h5py.Dataset) and element.shape:
+                content, attributes = element[()], dict(element.attrs)
+                del file[name]
+                file[name] = rng.choice([content[:-1], content[:0], content[None], np.concatenate([content, content])])
+                file[name].attrs.update(attributes)
+            case _ if name != "/":
+                file.move(name, f"{name}_moved")

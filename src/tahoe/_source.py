@@ -14,6 +14,7 @@ import pandas as pd
 import zarr
 from anndata.io import read_elem, sparse_dataset
 
+from tahoe._sparse import reading
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ class Source:
     def __init__(self, root: Any, path: str) -> None:
         self.root = root
         self.path = path
-        missing = [name for name in ("obs", "var") if name not in root or "_index" not in root[name].attrs]
+        with reading(f"{path!r}"):
+            missing = [name for name in ("obs", "var") if name not in root or "_index" not in root[name].attrs]
         if missing:
             message = (
                 f"{path!r} is not an AnnData, or in the format of an anndata before 0.7: it has no {missing[0]} with an"
@@ -50,20 +52,23 @@ class Source:
     @cached_property
     def var(self) -> pd.DataFrame:
         """The genes."""
-        return read_elem(self.root["var"])
+        with reading("var"):
+            return read_elem(self.root["var"])
 
     @property
     def X(self) -> Any:
         """The matrix, not read yet."""
-        return _opened(self.root["X"]) if "X" in self.root else None
+        with reading("X"):
+            return _opened(self.root["X"]) if "X" in self.root else None
 
     @property
     def raw(self) -> SimpleNamespace | None:
         """``X`` and ``var`` of raw."""
         from types import SimpleNamespace
 
-        raw = self.root.get("raw")
-        return None if raw is None else SimpleNamespace(X=_opened(raw["X"]), var=read_elem(raw["var"]))
+        with reading("raw"):
+            raw = self.root.get("raw")
+            return None if raw is None else SimpleNamespace(X=_opened(raw["X"]), var=read_elem(raw["var"]))
 
     def values(self, slot: str) -> Any:
         """The matrix in a slot, as `tahoe._matrix.Matrix` names it."""
@@ -78,7 +83,8 @@ class Source:
         index = str(frame.attrs["_index"])
         target.attrs["_index"] = index
         for name in (index, *names):
-            _copy(frame[name], target, name)
+            with reading(f"obs[{name!r}]"):
+                _copy(frame[name], target, name)
         return names
 
 
@@ -90,17 +96,20 @@ class _Columns:
 
     @property
     def columns(self) -> list[str]:
-        return [str(name) for name in self.group.attrs.get("column-order", [])]
+        with reading("the names of the columns of obs"):
+            return [str(name) for name in self.group.attrs.get("column-order", [])]
 
     @property
     def n_rows(self) -> int:
-        return self.group[self.group.attrs["_index"]].shape[0]
+        with reading("the index of obs"):
+            return self.group[self.group.attrs["_index"]].shape[0]
 
     def __contains__(self, key: object) -> bool:
         return key in self.columns
 
     def __getitem__(self, keys: list[str]) -> pd.DataFrame:
-        return pd.DataFrame({key: read_elem(self.group[key]) for key in keys})
+        with reading(f"columns {', '.join(keys)} of obs"):
+            return pd.DataFrame({key: read_elem(self.group[key]) for key in keys})
 
 
 class _Elements(Mapping[str, Any]):
@@ -110,7 +119,15 @@ class _Elements(Mapping[str, Any]):
         self.group = group
 
     def __getitem__(self, key: str) -> Any:
-        return read_elem(self.group[key])
+        if key not in self.group:
+            raise KeyError(key)
+        with reading(repr(key)):
+            return self.read(self.group[key])
+
+    @staticmethod
+    def read(element: Any) -> Any:
+        """Read an element whole."""
+        return read_elem(element)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.group)
@@ -120,8 +137,10 @@ class _Elements(Mapping[str, Any]):
 
 
 class _Layers(_Elements):
-    def __getitem__(self, key: str) -> Any:
-        return _opened(self.group[key])
+    @staticmethod
+    def read(element: Any) -> Any:
+        """Open a matrix."""
+        return _opened(element)
 
 
 @contextmanager

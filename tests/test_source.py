@@ -1,0 +1,57 @@
+"""Files of cells whose elements are missing, of another kind, or say other things of themselves."""
+
+from __future__ import annotations
+
+import h5py
+import numpy as np
+import pytest
+
+import tahoe
+from tahoe.errors import InputError
+
+
+def replaced(file, name, content, **attributes):
+    kept = dict(file[name].attrs)
+    del file[name]
+    file[name] = content
+    file[name].attrs.update(kept | attributes)
+
+
+DAMAGE = {
+    "no matrix": lambda f: f.__delitem__("X"),
+    "no pointers": lambda f: f.__delitem__("X/indptr"),
+    "no values": lambda f: f.__delitem__("X/data"),
+    "no shape": lambda f: f["X"].attrs.__delitem__("shape"),
+    "a shape of one number": lambda f: f["X"].attrs.__setitem__("shape", 3),
+    "a shape of fractions": lambda f: f["X"].attrs.__setitem__("shape", [2.5, 2.5]),
+    "a shape of words": lambda f: f["X"].attrs.__setitem__("shape", "many"),
+    "an unknown kind of matrix": lambda f: f["X"].attrs.__setitem__("encoding-type", "nonsense"),
+    "a kind that is a list": lambda f: f["X"].attrs.__setitem__("encoding-type", [1, 2]),
+    "a matrix that is a number": lambda f: replaced(f, "X", 3.0),
+    "a matrix of words": lambda f: replaced(f, "X", np.array([["a"]], dtype="S")),
+    "a matrix of one dimension": lambda f: replaced(f, "X", np.zeros(9), **{"encoding-type": "array"}),
+    "values that are words": lambda f: replaced(f, "X/data", np.array(["a"] * len(f["X/data"]), dtype="S")),
+    "values that are complex": lambda f: replaced(f, "X/data", np.zeros(len(f["X/data"]), dtype="c16")),
+    "no genes": lambda f: f.__delitem__("var"),
+    "genes that are a number": lambda f: replaced(f, "var", 3.0),
+    "genes without an index": lambda f: f["var"].attrs.__delitem__("_index"),
+    "genes with another index": lambda f: f["var"].attrs.__setitem__("_index", "nowhere"),
+    "a column of genes that is not there": lambda f: f.__delitem__("var/tahoe_gene"),
+    "too few genes": lambda f: (replaced(f, "var/_index", f["var/_index"][:-1]), f.__delitem__("var/tahoe_gene")),
+    "genes of no kind": lambda f: f["var/_index"].attrs.clear(),
+    "names of columns that are a number": lambda f: f["var"].attrs.__setitem__("column-order", 0.5),
+    "no cells": lambda f: f.__delitem__("obs"),
+    "cells without an index": lambda f: f["obs"].attrs.__delitem__("_index"),
+    "cells with another index": lambda f: f["obs"].attrs.__setitem__("_index", "nowhere"),
+    "too few cells": lambda f: replaced(f, "obs/_index", f["obs/_index"][:-1]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_file(tiny, full_cells, tmp_path, damage):
+    full_cells.write_h5ad(tmp_path / "cells.h5ad")
+    with h5py.File(tmp_path / "cells.h5ad", "r+") as file:
+        DAMAGE[damage](file)
+    with pytest.raises(InputError):
+        tahoe.embed_file(tmp_path / "cells.h5ad", tmp_path / "out.zarr", tiny)
+    assert [path.name for path in tmp_path.iterdir()] == ["cells.h5ad"]
