@@ -105,6 +105,8 @@ class AttentionMeans:
     heads: tuple[int, ...]
     top_k: int | None = None
     """How many entries of each row are kept in the end."""
+    min_cells: int = 1
+    """How many cells must express both genes of a pair."""
     sums: np.ndarray = field(init=False)
     n_cells: np.ndarray = field(init=False)
     from_cell: np.ndarray = field(init=False)
@@ -146,16 +148,28 @@ class AttentionMeans:
 
     def result(self) -> tuple[list[sparse.csr_matrix], np.ndarray]:
         """For each group a matrix (columns × columns), and the attention of the cells' own tokens (groups, columns)."""
-        n_columns, n_layers = len(self.column_tokens), len(self.layers)
-        expressing = np.einsum("gii->gi", self.n_cells) * n_layers
-        own = np.full((self.n_groups, n_columns), np.nan, dtype=np.float32)
-        with np.errstate(invalid="ignore"):  # zero by zero is NaN
-            own[:, self.columns] = self.from_cell / expressing
-        matrices = [
-            _spread(sums, n_cells * n_layers, self.columns, n_columns, self.top_k)
-            for sums, n_cells in zip(self.sums, self.n_cells, strict=True)
-        ]
+        expressing = np.einsum("gii->gi", self.n_cells)
+        means = np.full(expressing.shape, np.nan)
+        np.divide(self.from_cell, expressing * len(self.layers), out=means, where=expressing >= self.min_cells)
+        own = np.full((self.n_groups, len(self.column_tokens)), np.nan, dtype=np.float32)
+        own[:, self.columns] = means
+        matrices = [self._matrix(group) for group in range(self.n_groups)]
         return matrices, own
+
+    def _matrix(self, group: int) -> sparse.csr_matrix:
+        """Means of the pairs that are kept, as a sparse matrix over all columns."""
+        kept = self.n_cells[group] >= self.min_cells
+        means = np.zeros(kept.shape)
+        np.divide(self.sums[group], self.n_cells[group] * len(self.layers), out=means, where=kept)
+        if self.top_k is not None and self.top_k < len(kept):
+            ranked = np.argsort(np.where(kept, -means, np.inf), axis=1, kind="stable")
+            strongest = np.zeros_like(kept)
+            np.put_along_axis(strongest, ranked[:, : self.top_k], True, axis=1)
+            kept &= strongest
+        rows, others = np.nonzero(kept)
+        entries = means[rows, others].astype(np.float32)
+        size = len(self.column_tokens)
+        return sparse.csr_matrix((entries, (self.columns[rows], self.columns[others])), shape=(size, size))
 
 
 def places_of(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
@@ -170,22 +184,6 @@ def mean_of_heads(weights_HNN: torch.Tensor, heads: tuple[int, ...]) -> np.ndarr
     """Mean of some heads in float64, (tokens, tokens)."""
     chosen = weights_HNN if len(heads) == len(weights_HNN) else weights_HNN[list(heads)]
     return chosen.mean(0, dtype=torch.float64).cpu().numpy()
-
-
-def _spread(
-    sums: np.ndarray, n_terms: np.ndarray, columns: np.ndarray, n_columns: int, top_k: int | None
-) -> sparse.csr_matrix:
-    """Means of the pairs that were seen, as a sparse matrix over all columns."""
-    kept = n_terms > 0
-    means = np.divide(sums, n_terms, out=np.zeros_like(sums), where=kept)
-    if top_k is not None and top_k < len(columns):
-        ranked = np.argsort(np.where(kept, -means, np.inf), axis=1, kind="stable")
-        strongest = np.zeros_like(kept)
-        np.put_along_axis(strongest, ranked[:, :top_k], True, axis=1)
-        kept &= strongest
-    rows, others = np.nonzero(kept)
-    entries = means[rows, others].astype(np.float32)
-    return sparse.csr_matrix((entries, (columns[rows], columns[others])), shape=(n_columns, n_columns))
 
 
 def check_fits(n_bytes: int, what: str) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import sparse
 
 import tahoe
 from tahoe.errors import InputError
@@ -82,6 +83,19 @@ def test_genes_and_top_k_only_thin_the_result(tiny, full_cells):
     assert top.sum() > 0
 
 
+def test_pairs_that_few_cells_express_are_left_out(tiny, full_cells):
+    cells = full_cells[:9].copy()
+    tahoe.tl.attention(cells, tiny)
+    whole = cells.varp["tahoe_attention"].toarray()
+    tahoe.tl.attention(cells, tiny, min_cells=3, key_added="common")
+    known = tiny.vocabulary.tokens_of(cells.var_names) >= 0
+    present = (cells.X.toarray() > 0) & known
+    together = present.T.astype(int) @ present
+    np.testing.assert_array_equal(cells.varp["common"].toarray(), np.where(together >= 3, whole, 0))
+    assert cells.varp["common"].nnz == (together >= 3).sum() > 0
+    np.testing.assert_array_equal(cells.var["common_from_cell"].notna(), present.sum(0) >= 3)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -92,12 +106,17 @@ def test_genes_and_top_k_only_thin_the_result(tiny, full_cells):
         ({"genes": []}, r"genes=\[\]"),
         ({"groupby": "nothing"}, "groupby='nothing'"),
         ({"top_k": 0}, "top_k=0"),
+        ({"min_cells": 0}, "min_cells=0"),
+        ({"drug_key": "drug"}, "has no drug encoder"),
+        ({"layer": "nothing"}, "does not exist"),
+        ({"key_added": "mine"}, r"varp\['mine'\] exists and was not written by tahoe"),
     ],
 )
 def test_bad_arguments(tiny, full_cells, options, message):
+    full_cells.varp["mine"] = sparse.csr_matrix((1600, 1600))
     with pytest.raises(InputError, match=message):
         tahoe.tl.attention(full_cells, tiny, **options)
-    assert not full_cells.varp
+    assert set(full_cells.varp) == {"mine"}
     assert not full_cells.uns
 
 

@@ -1,5 +1,7 @@
 """Plots. Each returns its axes and writes nothing."""
 
+from tahoe.pl._attention import attention
 from tahoe.pl._gene_mapping import gene_mapping
+from tahoe.pl._gene_neighbors import gene_neighbors
 
-__all__ = ["gene_mapping"]
+__all__ = ["attention", "gene_mapping", "gene_neighbors"]

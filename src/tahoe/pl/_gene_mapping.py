@@ -54,7 +54,14 @@ def gene_mapping(adata: AnnData, *, ax: Axes | None = None) -> Axes:
     n_genes = [report["genes"][match] for match in matches]
     known = [report["genes_in_vocabulary"][match] for match in matches]
     share, known_share = (np.array(numbers) / report["n_genes"] for numbers in (n_genes, known))
-    _draw_bars(ax, share, known_share, [f"{number:,} genes" for number in n_genes], shade=0, row=-0.2 * has_counts)
+    _draw_bars(
+        ax,
+        share,
+        known_share,
+        [f"{number:,} gene{'s' * (number != 1)}" for number in n_genes],
+        shade=0,
+        row=-0.2 * has_counts,
+    )
     if has_counts:
         share, known_share = (
             np.array([report[key][match] for match in matches]) for key in ("counts", "counts_in_vocabulary")

@@ -30,6 +30,7 @@ def attention(
     groupby: str | None = None,
     genes: Sequence[str] | None = None,
     top_k: int | None = None,
+    min_cells: int = 1,
     layer: str | None = None,
     drug_key: str | None = None,
     drugs: str | os.PathLike[str] | Mapping[str, int] | None = None,
@@ -64,6 +65,9 @@ def attention(
         Only these, by ``adata.var_names``. The attention is the same as without; it bounds the size of the result.
     top_k
         Keep only so many of the strongest entries of each row. It bounds what is stored, `genes` also what is summed.
+    min_cells
+        Leave out genes and pairs of genes that fewer cells express. A mean over one or two cells says little, and such
+        pairs are often the strongest.
     layer, drug_key, drugs, max_length, min_coverage, seed
         As for `tahoe.tl.embed`. `layer` is one of ``adata.layers``, not of the network.
     key_added
@@ -80,10 +84,10 @@ def attention(
 
     ``adata.varp[key_added]`` : `scipy.sparse.csr_matrix` (float32, genes × genes)
         Row ``i``, column ``j``: how much gene ``i`` attends to gene ``j``, as a share of its attention, in the mean
-        over the cells that express both. Nothing is stored for pairs that no cell expresses.
+        over the cells that express both. Nothing is stored for pairs that fewer than `min_cells` express.
     ``adata.var[f"{key_added}_from_cell"]`` : `pandas.Series` (float32)
         How much the cell's own token, whose output is the embedding, attends to each gene, in the mean over the cells
-        that express it; NaN where none does. With `groupby` one column for each group,
+        that express it; NaN where fewer than `min_cells` do. With `groupby` one column for each group,
         ``f"{key_added}_{group}_from_cell"``.
     ``adata.uns[key_added]`` : `dict`
         What is needed to repeat this; with `groupby` also ``"groups"``, the names of the groups in their order, and
@@ -107,7 +111,7 @@ def attention(
     >>> adata.varp["tahoe_attention"].shape == (adata.n_vars, adata.n_vars)
     True
     """
-    check_at_least(max_length=(max_length, 2), top_k=(top_k, 1))
+    check_at_least(max_length=(max_length, 2), top_k=(top_k, 1), min_cells=(min_cells, 1))
     codes, groups = groups_of(adata, groupby)
     names = slot_names(key_added, groups, groupby)
     own_names = [f"{name}_from_cell" for name in names]
@@ -129,13 +133,15 @@ def attention(
     head_numbers = choose_heads(heads, inputs.model.config.n_heads)
     columns = inputs.expressed(chosen)
     n_groups, n_genes = len(groups), len(columns)
-    check_fits(20 * n_groups * n_genes**2, f"{n_groups} × {n_genes} × {n_genes} genes; choose fewer with genes=")
+    n_bytes = (20 if top_k is None else 36) * n_groups * n_genes**2
+    check_fits(n_bytes, f"{n_groups} × {n_genes} × {n_genes} genes; choose fewer with genes=")
     log.info("attention among %d genes in %d cells", n_genes, adata.n_obs)
     record = inputs.record(
         network_layers=list(network_layers),
         heads=list(head_numbers),
         groupby=groupby,
         top_k=top_k,
+        min_cells=min_cells,
         max_length=max_length,
         seed=seed,
     )
@@ -149,6 +155,7 @@ def attention(
         network_layers,
         head_numbers,
         top_k,
+        min_cells,
     )
     # a batch is one cell, so that no more than its weights are held
     matrices, from_cell = inputs.aggregate(means, max_length=max_length, seed=seed, token_budget=1).result()

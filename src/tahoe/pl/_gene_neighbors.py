@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tahoe._inputs import check_at_least
+from tahoe.errors import InputError
+from tahoe.pl._results import new_axes, slot_of
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+
+def gene_neighbors(
+    adata: AnnData,
+    gene: str,
+    *,
+    key: str = "tahoe",
+    group: str | None = None,
+    n_neighbors: int = 10,
+    min_cells: int = 10,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw which genes have the most similar vectors to that of a gene.
+
+    Parameters
+    ----------
+    adata
+        Data that `tahoe.tl.embed_genes` has seen: reads ``adata.varm[key]``.
+    gene
+        The gene, by ``adata.var_names``.
+    key
+        Under which `tahoe.tl.embed_genes` left the vectors, its `key_added`.
+    group
+        Which group of cells, where the vectors were made by group.
+    n_neighbors
+        How many genes to show.
+    min_cells
+        Leave out neighbours that fewer cells express: the mean of a few cells is mostly noise.
+    ax
+        Where to draw; `None` makes a new figure.
+
+    Returns
+    -------
+    The axes: one row for each neighbour, from the nearest down, with the cosine of the angle between the vectors and
+    the number of cells that express it. Nothing is written to `adata`.
+
+    Raises
+    ------
+    tahoe.errors.InputError
+        If there are no such vectors, gene or group, or if the gene has no vector.
+
+    Examples
+    --------
+    >>> import tahoe
+    >>> adata = tahoe.datasets.pbmc68k()[:100].copy()
+    >>> tahoe.tl.embed_genes(adata, model="demo")
+    >>> ax = tahoe.pl.gene_neighbors(adata, "CD3D")
+    """
+    check_at_least(n_neighbors=(n_neighbors, 1), min_cells=(min_cells, 0))
+    slot, number = slot_of(adata, "varm", key, group, "embed_genes")
+    if gene not in adata.var_names:
+        near = ", ".join(map(repr, difflib.get_close_matches(gene, adata.var_names, n=3))) or "none"
+        message = f"gene={gene!r} is not in adata.var_names (near: {near})"
+        raise InputError(message)
+    column = int(np.argmax(adata.var_names == gene))
+    vectors = np.asarray(adata.varm[slot])
+    if np.isnan(vectors[column]).any():
+        message = f"gene={gene!r} has no vector in varm[{slot!r}]: no cell expresses it, or the model does not know it"
+        raise InputError(message)
+    counts = f"{key}_n_cells"
+    n_cells = np.asarray(adata.varm[counts])[:, number] if counts in adata.varm else None
+    similarity = _cosines(vectors, column)
+    if n_cells is not None:
+        similarity[n_cells < min_cells] = -np.inf
+    order = np.argsort(-similarity, kind="stable")[:n_neighbors]
+    order = order[np.isfinite(similarity[order])]
+    if not len(order):
+        message = f"no other gene in varm[{slot!r}] is expressed in min_cells={min_cells} cells; lower it"
+        raise InputError(message)
+    if ax is None:
+        ax = new_axes(4.5, 1.2 + 0.26 * len(order))
+    names = adata.var_names[order].astype(str).tolist()
+    labels = [""] * len(order) if n_cells is None else [f"{n_cells[place]:,}" for place in order]
+    _draw(ax, similarity[order], names, labels)
+    ax.set_title(f"Nearest to {gene}" + ("" if group is None else f" in {group}"), fontsize="medium", loc="left")
+    return ax
+
+
+def _cosines(vectors: np.ndarray, column: int) -> np.ndarray:
+    """Cosine of each vector with one of them; minus infinity for that one and for those that are missing."""
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    cosines = (unit @ unit[column]).astype(np.float64)
+    cosines[column] = -np.inf
+    return np.where(np.isnan(cosines), -np.inf, cosines)
+
+
+def _draw(ax: Axes, similarity: np.ndarray, names: list[str], labels: list[str]) -> None:
+    """A dot for each neighbour, the nearest on top, and to its right in how many cells it is expressed."""
+    rows = np.arange(len(names))
+    lowest = similarity.min()
+    start = lowest - 0.15 * (1 - lowest) - 0.01
+    ax.hlines(rows, start, similarity, color="#9ecae1", linewidth=2)
+    ax.plot(similarity, rows, "o", color="#2171b5", markersize=7)
+    for row, label in zip(rows, labels, strict=True):
+        ax.annotate(
+            label, (1, row), (6, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center",
+            fontsize="small", color="0.4",
+        )  # fmt: skip
+    if any(labels):
+        ax.annotate(
+            "cells", (1, 1), (6, 4), xycoords="axes fraction", textcoords="offset points", fontsize="small", color="0.4"
+        )
+    ax.set(yticks=rows, yticklabels=names, ylim=(len(names) - 0.5, -0.5), xlim=(start, max(1, similarity.max())))
+    ax.set_xlabel("cosine of the vectors")
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    ax.tick_params(axis="y", length=0)

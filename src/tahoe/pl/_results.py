@@ -1,0 +1,39 @@
+"""Where a result lies that a plot is to show."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+from tahoe._adata import slot_names
+from tahoe.errors import InputError
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+
+def slot_of(adata: AnnData, container: str, key: str, group: str | None, verb: str) -> tuple[str, int]:
+    """Slot of a result in ``varm`` or ``varp``, for a group if it was made by group, and the number of that group."""
+    record = adata.uns.get(key, {})
+    groups = [str(name) for name in record.get("groups", [])]
+    if group is not None and group not in groups:
+        near = difflib.get_close_matches(group, groups, n=1) or groups[:5]
+        hint = f"such as {', '.join(map(repr, near))}" if near else "none; leave group= away"
+        message = f"group={group!r} is not among the groups of uns[{key!r}], which has {len(groups)}: {hint}"
+        raise InputError(message)
+    if group is None and groups:
+        message = f"uns[{key!r}] has {len(groups)} groups; pass group=, such as {groups[0]!r}"
+        raise InputError(message)
+    slot = key if group is None else slot_names(key, [group], record["groupby"])[0]
+    if slot not in getattr(adata, container):
+        message = f"{container}[{slot!r}] does not exist; call tahoe.tl.{verb}(adata) first"
+        raise InputError(message)
+    return slot, groups.index(group) if group is not None else 0
+
+
+def new_axes(width: float, height: float) -> Axes:
+    """Axes of a new figure, its size in inches."""
+    from matplotlib import pyplot as plt
+
+    return plt.subplots(figsize=(width, height), layout="constrained")[1]
