@@ -29,6 +29,10 @@ T = TypeVar("T")
 # Most tokens in one forward pass; less where the memory of the device is small.
 TOKEN_BUDGET = {"cuda": 1 << 16, "mps": 1 << 14, "cpu": 1 << 16}
 
+# Entries of a matrix that are tokenised at once, four times the largest budget. A block of cells with many genes has
+# more, and tokenising takes about a hundred bytes for each.
+ENTRIES_AT_ONCE = 1 << 18
+
 
 def plan(bounds: np.ndarray, token_budget: int) -> list[tuple[int, int]]:
     """Cut cells, in their order, into batches of at most `token_budget` tokens; a longer cell goes alone."""
@@ -116,8 +120,10 @@ class Stream:
     def _tokenised(self, model: TahoeModel) -> Iterator[Tokens]:
         done = 0
         for block in self.blocks:
-            drugs = None if self.drugs is None else self.drugs[done : done + block.shape[0]]
-            yield model.tokenize(block, self.column_tokens, max_length=self.max_length, seed=self.seed, drugs=drugs)
+            for start, stop in plan(block.indptr, ENTRIES_AT_ONCE):
+                drugs = None if self.drugs is None else self.drugs[done + start : done + stop]
+                rows, length = block[start:stop], self.max_length
+                yield model.tokenize(rows, self.column_tokens, max_length=length, seed=self.seed, drugs=drugs)
             done += block.shape[0]
 
     def _within_memory(self, take: Callable[[int, Tokens], None], first: int, tokens: Tokens) -> None:
