@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from tahoe.model import tokenizer
 from tahoe.model.config import ModelConfig
 from tahoe.model.tokenizer import GRADES, tokenize
 from tahoe.model.vocab import Vocabulary
@@ -15,6 +16,17 @@ N_COLUMNS = 300
 VOCABULARY = Vocabulary({"<pad>": 0, "<cls>": 1, "<eoc>": 2, **{f"ENSG{i:011}": i + 3 for i in range(N_COLUMNS)}})
 CONFIG = ModelConfig(d_model=8, n_layers=1, n_heads=1, vocab_size=len(VOCABULARY))
 COLUMNS = np.arange(N_COLUMNS) + 3
+
+
+@pytest.fixture(params=["numba", "numpy"], autouse=True, scope="module")
+def way(request):
+    """Every test with the compiled loops, and without."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "numpy":
+            patch.setattr(tokenizer, "_compiled", lambda: None)
+        else:
+            assert tokenizer._compiled() is not None
+        yield
 
 
 def run(matrix, columns=COLUMNS, config=CONFIG, vocabulary=VOCABULARY, **options):
@@ -168,6 +180,26 @@ def test_seed_of_any_kind():
     counts = random_counts(6, density=0.9)
     same(run(counts, max_length=20, seed=np.int64(3)), run(counts, max_length=20, seed=3))
     same(run(counts, max_length=20, seed=-1), run(counts, max_length=20, seed=2**64 - 1))
+
+
+@given(st.integers(0, 2**32), st.sampled_from(["counts", "large counts", "log"]), st.none() | st.integers(1, 80))
+@settings(deadline=None, max_examples=60)
+def test_numba_and_numpy_give_the_same_tokens(seed, kind, max_length):
+    rng = np.random.default_rng(seed)
+    values = random_counts(seed, density=1.5)
+    if kind == "large counts":
+        values *= rng.integers(1, 10**4, values.shape)
+    elif kind == "log":
+        values = np.log1p(values / np.maximum(values.sum(1, keepdims=True), 1) * np.float32(1e4))
+    columns = np.where(rng.random(N_COLUMNS) < 0.9, rng.permutation(COLUMNS), -1)
+    matrix = sparse.csr_array(values)
+    matrix.data[rng.random(len(matrix.data)) < 0.05] = 0
+    found = run(matrix, columns, max_length=max_length, seed=seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer, "_compiled", lambda: None)
+        expected = run(matrix, columns, max_length=max_length, seed=seed)
+    same(found, expected)
+    np.testing.assert_array_equal(found.n_genes, expected.n_genes)
 
 
 def items(tokens):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tahoe.model.config import ModelConfig
     from tahoe.model.vocab import Vocabulary
 
@@ -111,6 +114,68 @@ def tokenize(
     drugs
         Drug of each row, for checkpoints with a drug encoder; `None` leaves the drug token away.
     """
+    n_special = 1 if drugs is None else 2
+    most_genes = None if max_length is None else max_length - n_special
+    compiled = _compiled() if config.binning else None
+    genes = (indptr, indices, data, column_tokens)
+    if compiled is None:
+        ids, values, bounds, n_genes = _by_numpy(*genes, config, n_special, most_genes, seed)
+    else:
+        ids, values, bounds, n_genes = _by_numba(compiled, *genes, n_special, most_genes, seed)
+    starts = bounds[:-1]
+    ids[starts], values[starts] = vocabulary.cell, config.pad_value
+    if drugs is not None:
+        ids[starts + 1], values[starts + 1] = vocabulary.drug, config.pad_value
+    return Tokens(ids, values, bounds, n_genes, drugs)
+
+
+@cache
+def _compiled() -> Callable[..., None] | None:
+    """The compiled loops, where numba is installed. It comes with scanpy, and takes a moment to import."""
+    try:
+        from tahoe.model.compiled import tokenize_cells
+    except ImportError:
+        return None
+    return tokenize_cells
+
+
+def _by_numba(
+    compiled: Callable[..., None],
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    data: np.ndarray,
+    column_tokens: np.ndarray,
+    n_special: int,
+    most_genes: int | None,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens, bins, bounds and numbers of genes; the places of the special tokens are still to be filled."""
+    n_cells = len(indptr) - 1
+    bounds, n_genes = np.zeros(n_cells + 1, np.int64), np.zeros(n_cells, np.int64)
+    room = len(data) + n_special * n_cells
+    ids, bins = np.empty(room, np.int64), np.empty(room, np.float32)
+    if n_cells:
+        # One type of each array, so that there is one thing to compile.
+        types = (np.int64, np.int32, np.float32, np.int64)
+        arrays = (
+            np.ascontiguousarray(a, t) for a, t in zip((indptr, indices, data, column_tokens), types, strict=True)
+        )
+        most = np.iinfo(np.int64).max if most_genes is None else most_genes
+        compiled(*arrays, GRADES, n_special, most, np.uint64(int(seed) % 2**64), ids, bins, bounds, n_genes)
+    return ids[: bounds[-1]], bins[: bounds[-1]], bounds, n_genes
+
+
+def _by_numpy(
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    data: np.ndarray,
+    column_tokens: np.ndarray,
+    config: ModelConfig,
+    n_special: int,
+    most_genes: int | None,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The same without numba, and for checkpoints that take values instead of bins."""
     rows, tokens, values = _expressed(indptr, indices, data, column_tokens)
     n_cells = len(indptr) - 1
     n_genes = np.bincount(rows, minlength=n_cells)
@@ -119,19 +184,14 @@ def tokenize(
     elif config.log_transform:
         sums = np.bincount(rows, weights=values, minlength=n_cells).astype(np.float32)
         values = np.log1p(values / (sums[rows] + np.float32(1e-9)) * np.float32(config.target_sum))
-    n_special = 1 if drugs is None else 2
-    if max_length is not None:
-        kept = _chosen(rows, tokens, values, n_genes, max_length - n_special, seed)
+    if most_genes is not None:
+        kept = _chosen(rows, tokens, values, n_genes, most_genes, seed)
         rows, tokens, values = rows[kept], tokens[kept], values[kept]
-    lengths = n_special + np.bincount(rows, minlength=n_cells)
-    bounds = np.concatenate([[0], np.cumsum(lengths)])
+    bounds = np.concatenate([[0], np.cumsum(n_special + np.bincount(rows, minlength=n_cells))])
+    ids, packed = np.empty(bounds[-1], dtype=np.int64), np.empty(bounds[-1], dtype=np.float32)
     places = np.arange(len(rows)) + n_special * (rows + 1)
-    ids = np.full(bounds[-1], vocabulary.cell, dtype=np.int64)
-    packed = np.full(bounds[-1], config.pad_value, dtype=np.float32)
-    if drugs is not None:
-        ids[bounds[:-1] + 1] = vocabulary.drug
     ids[places], packed[places] = tokens, values
-    return Tokens(ids, packed, bounds, n_genes, drugs)
+    return ids, packed, bounds, n_genes
 
 
 def _expressed(
