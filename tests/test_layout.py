@@ -19,6 +19,8 @@ ORDER = ["cli", "verbs", "adata", "engine", "model", "leaf"]
 PLACES = {
     "cli": "cli",
     "_demo": "cli",
+    "_info": "cli",
+    "_runs": "cli",
     "pp": "verbs",
     "tl": "verbs",
     "pl": "verbs",

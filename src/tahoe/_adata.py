@@ -180,6 +180,7 @@ def provenance(model: TahoeModel, matrix: Matrix, **parameters: Any) -> dict[str
         "tahoe_version": version("tahoe-anndata"),
         "model": model.name,
         "model_revision": model.revision,
+        "model_folder": str(model.folder.resolve()) if model.folder and not model.is_registered else None,
         "model_sha256": model.weights_sha256,
         "vocabulary_sha256": model.vocabulary.sha256,
         "device": str(model.device),

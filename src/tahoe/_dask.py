@@ -46,7 +46,7 @@ class ModelReference:
     def to(cls, model: TahoeModel, *, device: Any = None, dtype: Any = None, attention: str | None = None) -> Any:
         """Refer to a model; what is None is for the worker to choose."""
         folder = str(model.folder.resolve()) if model.folder else ""
-        where = model.name if model.revision else folder
+        where = model.name if model.is_registered else folder
         return cls(where, model.revision, _plain(device), _plain(dtype), attention, held=model)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,8 +33,6 @@ def run(output: str) -> None:
     if importlib.util.find_spec("igraph") is None:
         message = 'the demo clusters with Leiden, which needs igraph: pip install "tahoe-anndata[leiden]"'
         raise InputError(message)
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("tahoe").setLevel(logging.INFO)
     adata = tahoe.datasets.pbmc68k()
     tahoe.pp.map_genes(adata)
     tahoe.tl.embed(adata, model="demo")

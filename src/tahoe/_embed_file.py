@@ -153,8 +153,10 @@ def embed_file(
         client = client or cluster()
         recipe = inputs.recipe(client, max_length=max_length, seed=seed, token_budget=token_budget, normalize=normalize)
         record = inputs.record(max_length=max_length, normalize=normalize, seed=seed, token_budget=token_budget)
-        record |= recipe.model.where() | {"source": opened.path}
         work = Work(_absolute(opened.path), inputs.matrix.slot, recipe, store)
+        record |= recipe.model.where() | {"source": work.source}
+        record |= {} if gene_key is None else {"gene_key": gene_key}
+        record |= {} if organism is None else {"organism": organism}
         try:
             store.begin(_fingerprint(work, inputs, record), resume)
             work.all(client)

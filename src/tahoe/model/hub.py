@@ -127,6 +127,13 @@ def download(name: str, *, revision: str | None = None, cache_dir: Path | None =
     return Download(folder, root.name, check_digests(folder, present, known, _record(release, root.name, cache_dir)))
 
 
+def cached(name: str, *, cache_dir: Path | None = None) -> Path | None:
+    """Folder of a registered checkpoint, if it is in the local cache; nothing is asked of the Hub."""
+    release = RELEASES[name]
+    root = _cached(release, release.revision, cache_dir)
+    return root and root / release.folder
+
+
 def _cached(release: Release, revision: str, cache_dir: Path | None) -> Path | None:
     """Folder of a commit in the cache, if all files are there; a branch may have moved on."""
     from huggingface_hub import snapshot_download

@@ -77,6 +77,11 @@ class TahoeModel:
         return self.network.expression.out.weight.dtype
 
     @property
+    def is_registered(self) -> bool:
+        """Whether its name is enough to load it anywhere: a release on the Hub, or the demo model."""
+        return self.revision is not None or self.folder == _demo_folder()
+
+    @property
     def n_parameters(self) -> int:
         """How many weights the network has."""
         return sum(weight.numel() for weight in self.network.parameters())
@@ -331,7 +336,7 @@ def _located(model: str | os.PathLike[str], revision: str | None) -> tuple[str, 
     folder = Path(model)
     if isinstance(model, str) and model == hub.DEMO:
         _refuse_revision(revision, "the demo model, which ships with the package")
-        return model, Path(str(files("tahoe") / "data" / "demo-model")), None, ""
+        return model, _demo_folder(), None, ""
     if isinstance(model, str) and model in hub.RELEASES:
         found = hub.download(model, revision=revision, cache_dir=settings.cache_dir)
         return model, found.folder, found.commit, found.sha256[WEIGHTS_FILE]
@@ -339,6 +344,10 @@ def _located(model: str | os.PathLike[str], revision: str | None) -> tuple[str, 
         hub.check_name(str(model))
     _refuse_revision(revision, f"the folder {str(model)!r}")
     return folder.resolve().name, folder, None, ""
+
+
+def _demo_folder() -> Path:
+    return Path(str(files("tahoe") / "data" / "demo-model"))
 
 
 def _same(asked: object, present: object) -> bool:

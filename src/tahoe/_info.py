@@ -1,0 +1,95 @@
+"""What `tahoe info` prints."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tahoe.errors import InputError
+from tahoe.model import hub
+from tahoe.settings import settings
+
+PACKAGES = ("tahoe-anndata", "anndata", "scanpy", "torch", "numpy", "scipy", "huggingface-hub", "zarr")
+
+
+def describe(subject: str | None) -> str:
+    """Describe the installation, a model, or the results in a file."""
+    if subject is None:
+        return _installation()
+    is_model = subject in (*hub.RELEASES, hub.DEMO) or (Path(subject) / "model_config.yml").is_file()
+    return _model(subject) if is_model else _file(subject)
+
+
+def _installation() -> str:
+    import torch
+
+    from tahoe.model.model import choose_device
+
+    lines = {"python": platform.python_version(), "platform": platform.platform()}
+    lines |= {name: version(name) for name in PACKAGES}
+    lines |= {"cores": str(os.cpu_count()), "device": str(choose_device(settings.device))}
+    lines |= {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
+    lines |= {f"model {name}": _state(name) for name in hub.RELEASES}
+    lines |= {"model demo": "built in; not for science"}
+    return _aligned(lines)
+
+
+def _state(name: str) -> str:
+    """Whether a registered model is in the cache."""
+    release = hub.RELEASES[name]
+    folder = hub.cached(name, cache_dir=settings.cache_dir)
+    return f"{release.about}; {f'cached in {folder}' if folder else f'not cached (tahoe download {name})'}"
+
+
+def _model(name: str) -> str:
+    """What a model is; a registered one that is not cached is not downloaded for that."""
+    from tahoe.model import load_model
+
+    if name in hub.RELEASES and hub.cached(name, cache_dir=settings.cache_dir) is None:
+        release = hub.RELEASES[name]
+        return _aligned({name: release.about, "from": f"{release.repository} {release.revision}", "cached": "no"})
+    model = load_model(name)
+    config = model.config
+    lines: dict[str, Any] = {
+        "model": model.name,
+        "folder": model.folder,
+        "revision": model.revision or "none",
+        "sha256": model.weights_sha256,
+        "vocabulary sha256": model.vocabulary.sha256,
+        "parameters": f"{model.n_parameters:,}",
+        "layers × width": f"{config.n_layers} × {config.d_model}, {config.n_heads} heads",
+        "genes": f"{len(model.vocabulary.genes):,}",
+        "drugs": f"{config.drug_encoder.n_drugs:,}" if config.drug_encoder else "no drug encoder",
+        "precision it was trained in": config.precision,
+        "here it would run": f"on {model.device} in {str(model.dtype).removeprefix('torch.')}",
+    }
+    return _aligned(lines)
+
+
+def _file(path: str) -> str:
+    from tahoe._runs import records_of
+
+    records = records_of(path)
+    if not records:
+        message = f"{path!r} has no result of tahoe: nothing in uns says where it comes from"
+        raise InputError(message)
+    parts = []
+    for key, record in records.items():
+        lines = {name: _plain(value) for name, value in sorted(record.items())}
+        parts.append(f"uns[{key!r}]\n{_aligned(lines)}\n")
+    embeddings = [key for key, record in records.items() if "normalize" in record]
+    option = "" if len(embeddings) == 1 else f" --key-added {embeddings[0]}" if embeddings else ""
+    again = f"\nTo repeat it: tahoe embed --like {path}{option} -o again.zarr" if embeddings else ""
+    return "\n".join(parts) + again
+
+
+def _plain(value: Any) -> str:
+    return str(value) if not hasattr(value, "__len__") or isinstance(value, str) else ", ".join(map(str, value))
+
+
+def _aligned(lines: dict[str, Any]) -> str:
+    width = max(map(len, lines))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())

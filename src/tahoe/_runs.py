@@ -1,0 +1,177 @@
+"""What `tahoe embed` and `tahoe map-genes` do with files."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from tahoe import _genes
+from tahoe._matrix import choose_matrix
+from tahoe._source import open_source
+from tahoe.errors import InputError, ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tahoe.model import TahoeModel
+
+# Options that say how a store is written; an h5ad file has no use for them.
+OF_STORES = {"workers", "scheduler", "resume", "columns", "stored_dtype", "shard_cells"}
+
+
+def into_store(source: str, output: str, *, workers: int | None, scheduler: str | None, **options: Any) -> None:
+    """Stream the cells of a file into a zarr store, here or on the workers of a cluster."""
+    from tahoe._embed_file import embed_file
+
+    with _cluster(workers, scheduler) as client:
+        embed_file(source, output, client=client, **options)
+
+
+def into_file(source: str, output: str, given: set[str], *, model: Any, **options: Any) -> None:
+    """Read a file into memory, embed its cells, and write all of it again."""
+    import anndata
+
+    from tahoe import pp, tl
+
+    useless = sorted(f"--{name.replace('_', '-')}" for name in given & OF_STORES)
+    if useless:
+        message = f"{', '.join(useless)} goes with a zarr store; --output {output} is written from memory, at once"
+        raise InputError(message)
+    target = Path(output)
+    if target.exists():
+        message = f"--output {output} exists; choose another name, or delete it first"
+        raise InputError(message)
+    with open_source(source):  # with its errors for what cannot be opened
+        is_zarr = Path(source).is_dir() or source.rstrip("/").endswith(".zarr")
+    adata = anndata.read_zarr(source) if is_zarr else anndata.read_h5ad(source)
+    mapping = {name: options.pop(name) for name in ("gene_key", "organism") if options[name] is not None}
+    options = {name: value for name, value in options.items() if name not in {*OF_STORES, "gene_key", "organism"}}
+    if mapping:
+        pp.map_genes(adata, **mapping)
+    tl.embed(adata, model, **options)
+    adata.uns[options["key_added"]] |= {"source": str(Path(source).absolute()), **mapping}
+    partial = target.with_name(f"{target.name}.partial")
+    try:
+        adata.write_h5ad(partial)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        message = f"--output {output} cannot be written: {error}"
+        raise InputError(message) from error
+    partial.replace(target)
+
+
+def repeated(
+    like: str, source: str | None, options: dict[str, Any], given: set[str]
+) -> tuple[str | None, dict[str, Any]]:
+    """Source and options of the run that wrote a file; those that are given now win."""
+    records = records_of(like)
+    key = options["key_added"] if "key_added" in given else next(iter(records), "")
+    if key not in records:
+        message = f"--like {like}: there is no embedding with provenance under uns[{key!r}]; it has {list(records)}"
+        raise InputError(message)
+    record = records[key]
+    names = ("mask_var", "drug_key", "max_length", "min_coverage", "normalize", "seed", "token_budget", "gene_key")
+    before = {name: record[name] for name in (*names, "organism", "device", "dtype", "attention") if name in record}
+    before |= {"key_added": key, "use_raw": record["input"] == "raw.X"}
+    if record["input"].startswith("layers"):
+        before["layer"] = record["input"].removeprefix('layers["').removesuffix('"]')
+    options = {name: value if name in given else before.get(name, value) for name, value in options.items()}
+    if str(options["mask_var"]).startswith("sha256:"):
+        message = f"--like {like}: mask_var was an array, which the file does not have; pass --mask-var"
+        raise InputError(message)
+    if "model" not in given:
+        where = {name: options.pop(name) for name in ("device", "dtype", "attention")}
+        options["model"] = _same_model(record, where, like)
+    return source or record.get("source"), options
+
+
+def _same_model(record: dict[str, Any], where: dict[str, Any], like: str) -> TahoeModel:
+    """Load the model of an earlier run, and see that it is still the same."""
+    from tahoe.model import load_model
+
+    name = record.get("model_folder", record["model"])
+    model = load_model(name, revision=record.get("model_revision"), **where)
+    if model.weights_sha256 != record["model_sha256"]:
+        message = (
+            f"--like {like}: the weights of {name!r} are not those of that run (sha256 {model.weights_sha256[:12]}…"
+            f" instead of {record['model_sha256'][:12]}…); pass --model to insist"
+        )
+        raise ModelError(message)
+    return model
+
+
+def records_of(path: str) -> dict[str, dict[str, Any]]:
+    """Provenance of all results of this package in a file, by key."""
+    with open_source(path) as source:
+        ours = (key for key in source.uns if "tahoe_version" in source.uns.group[key])
+        return {key: source.uns[key] for key in ours}
+
+
+def mapped(source: str, gene_key: str | None, organism: str, output: str | None) -> str:
+    """Report of a gene mapping, as text."""
+    with open_source(source) as opened:
+        try:
+            totals = _genes.usable_totals(choose_matrix(opened).totals)
+        except InputError:  # names alone can still be mapped
+            totals = None
+        var = opened.var
+    mapping = _genes.map_genes(var, totals, gene_key=gene_key, organism=organism)
+    report = mapping.report
+    table = pd.DataFrame({"genes": report["genes"]})
+    if "counts" in report:
+        table["counts"] = pd.Series(report["counts"]).map("{:.3%}".format)
+    if output is not None:
+        genes = pd.DataFrame({"tahoe_gene": mapping.gene, "tahoe_match": mapping.match}, index=var.index)
+        genes.to_csv(output, index_label="gene")
+    lost = f"\nmost expressed of the lost: {', '.join(report['lost'])}" if report["lost"] else ""
+    return f"{table[table['genes'] > 0].to_string()}\n\n{report['summary']}{lost}"
+
+
+@contextmanager
+def _cluster(workers: int | None, scheduler: str | None) -> Iterator[Any]:
+    """Client of a cluster that is there, or that is started for this run; None without either."""
+    if workers is None and scheduler is None:
+        yield None
+        return
+    if workers is not None and scheduler is not None:
+        message = "--workers starts a cluster and --scheduler goes to one that is there; pass only one of them"
+        raise InputError(message)
+    try:
+        from distributed import Client
+    except ImportError as error:
+        message = 'this needs dask: pip install "tahoe-anndata[dask]"'
+        raise InputError(message) from error
+    with nullcontext() if workers is None else _local_cluster(workers) as started:
+        address = started or scheduler
+        is_file = isinstance(address, str) and Path(address).is_file()
+        try:
+            client = Client(scheduler_file=address) if is_file else Client(address, timeout="30s")
+        except (OSError, ValueError) as error:
+            message = f"--scheduler {scheduler}: no cluster answers there: {error}"
+            raise InputError(message) from error
+        with client:
+            yield client
+
+
+def _local_cluster(workers: int) -> Any:
+    """Start worker processes that share the cores, or one process a GPU."""
+    import os
+
+    import dask
+    import torch
+    from distributed import LocalCluster
+
+    if torch.cuda.is_available():
+        try:
+            from dask_cuda import LocalCUDACluster
+        except ImportError as error:
+            message = "--workers on GPUs needs dask-cuda, which gives each worker one: pip install dask-cuda"
+            raise InputError(message) from error
+        return LocalCUDACluster(n_workers=workers)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    environment = "distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS"
+    with dask.config.set({environment: max(1, cores // workers)}):
+        return LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
