@@ -194,5 +194,10 @@ def provenance(model: TahoeModel, matrix: Matrix, **parameters: Any) -> dict[str
     return {key: value for key, value in record.items() if value is not None}
 
 
+def add_to_record(adata: AnnData, key: str, **more: Any) -> None:
+    """Add to the provenance of a result what only the caller of a verb knows."""
+    adata.uns[key] = {**adata.uns[key], **more}
+
+
 def _listed(names: Any) -> str:
     return ", ".join(map(repr, names)) or "none"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from tahoe import _genes
+from tahoe._adata import add_to_record
 from tahoe._matrix import choose_matrix
 from tahoe._source import open_source
 from tahoe.errors import InputError, ModelError
@@ -52,7 +53,7 @@ def into_file(source: str, output: str, given: set[str], *, model: Any, **option
     if mapping:
         pp.map_genes(adata, **mapping)
     tl.embed(adata, model, **options)
-    adata.uns[options["key_added"]] |= {"source": str(Path(source).absolute()), **mapping}
+    add_to_record(adata, options["key_added"], source=str(Path(source).absolute()), **mapping)
     partial = target.with_name(f"{target.name}.partial")
     try:
         adata.write_h5ad(partial)
