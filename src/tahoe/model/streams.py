@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,7 +46,9 @@ def spread(work: Callable[[int], None], items: Iterable[int]) -> None:
         for running in streams:
             running.result()
     finally:
+        # after an interrupt, the cells at hand are still computed, and nobody may wonder later who does that
         todo.clear()
+        wait(streams)
 
 
 def n_streams() -> int:
@@ -89,7 +91,7 @@ def _taken(todo: deque[int]) -> Iterator[int]:
 def _pool() -> ThreadPoolExecutor:
     """Threads that all callers share, each with one thread inside of operations. They end with the interpreter."""
     n = n_cores()
-    pool, started, before = ThreadPoolExecutor(n, "tahoe"), threading.Barrier(n + 1), torch.get_num_threads()
+    pool, started, before = ThreadPoolExecutor(n, "tahoe-stream"), threading.Barrier(n + 1), torch.get_num_threads()
 
     def start() -> None:
         torch.get_num_threads()  # gives a new thread the default, which would else come later, on top
