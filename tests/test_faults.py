@@ -100,7 +100,7 @@ def test_ctrl_c_at_the_command_line_leaves_finished_shards(folder, tmp_path):
         "    done.append(1)\n"
         "    if len(done) == 2: os.kill(os.getpid(), signal.SIGINT)\n"
         "Store.write = and_stop\n"
-        "tahoe.embed_file(sys.argv[1], sys.argv[2], sys.argv[3], shard_cells=10, device='cpu')\n"
+        "tahoe.embed_file(sys.argv[1], sys.argv[2], sys.argv[3], shard_cells=10, device='cpu', dtype='float32')\n"
     )
     cells, output, model = (str(each) for each in (folder / "cells.h5ad", tmp_path / "out.zarr", folder / "model"))
     command = [sys.executable, "-c", code, cells, output, model]
