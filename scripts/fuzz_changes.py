@@ -154,9 +154,8 @@ def arrays_changed(rng: random.Random, matrix: sparse.csr_matrix, csc: float = 0
                     arrays[name] = array.astype(rng.choice(kinds))
             case 5:
                 row = rng.randrange(n_major)  # the order inside a row means nothing
-                start, stop = (
-                    (int(end) for end in arrays["indptr"][row : row + 2]) if len(arrays["indptr"]) > row + 1 else (0, 0)
-                )
+                ends = arrays["indptr"].ravel()[row : row + 2]
+                start, stop = map(int, ends) if len(ends) == 2 else (0, 0)
                 if 0 <= start <= stop <= min(len(arrays["indices"]), len(arrays["data"])):
                     for each in ("indices", "data"):
                         arrays[each][start:stop] = arrays[each][start:stop][::-1]
