@@ -3,6 +3,8 @@ from __future__ import annotations
 import warnings
 
 import anndata
+import dask
+import dask.array as da
 import h5py
 import numpy as np
 import pytest
@@ -85,6 +87,38 @@ def test_size_in_a_file_is_checked_before_memory_is_taken(tiny, full_cells, tmp_
     with pytest.raises(InputError, match=r"shapes \(10000000000000,\)"):
         tahoe.tl.embed(backed, tiny)
     backed.file.close()
+
+
+@pytest.mark.parametrize("damage", ["index beyond the columns", "negative index", "pointer falls"])
+def test_damaged_chunk_of_a_dask_array(tiny, full_cells, damage):
+    arrays = arrays_of(full_cells.X)
+    DAMAGE[damage](arrays)
+    chunk = dask.delayed(assembled)(sparse.csr_matrix, arrays, full_cells.shape)
+    meta = sparse.csr_matrix((0, 0), dtype=np.float32)
+    full_cells.X = da.from_delayed(chunk, full_cells.shape, dtype=np.float32, meta=meta)
+    with pytest.raises(InputError, match="is a damaged sparse matrix"):
+        tahoe.tl.embed(full_cells, tiny, min_coverage=0)
+
+
+@pytest.mark.parametrize(
+    ("array", "change"),
+    [
+        ("indices", lambda a: a.__setitem__(7, 10**6)),
+        ("indices", lambda a: a.__setitem__(7, -1)),
+        ("indptr", lambda a: a.__setitem__(-1, 10**9)),
+        ("indptr", lambda a: a.__setitem__(3, a[9])),
+        ("indptr", lambda a: a.__setitem__(0, 2)),
+        ("data", lambda a: a.__setitem__(7, -5000)),
+        ("data", lambda a: a.__setitem__(7, np.nan)),
+    ],
+)
+def test_the_tokenizer_itself_reads_nothing_unsafe(tiny, full_cells, array, change):
+    """Who calls it directly gets an error, where compiled code would write beyond its arrays."""
+    arrays = arrays_of(full_cells.X)
+    change(arrays[array])
+    tokens = tiny.vocabulary.tokens_of(full_cells.var_names)
+    with pytest.raises(InputError):
+        tiny.tokenize(assembled(sparse.csr_matrix, arrays, full_cells.shape), tokens)
 
 
 @pytest.mark.parametrize("more", [(1, 0), (0, 1), (1 << 40, 0), (0, 1 << 40), (-1, 0), (0, -1)])

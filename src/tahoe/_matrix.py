@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from tahoe._rows import BLOCK_CELLS, by_rows, in_file, is_lazy, row_blocks
-from tahoe._sparse import check_structure, reading
+from tahoe._sparse import reading
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:
@@ -57,9 +57,7 @@ class Matrix:
 
     @cached_property
     def _by_rows(self) -> Any:
-        with reading(self.slot):
-            check_structure(self.values, self.slot)
-        return by_rows(self.values)
+        return by_rows(self.values, self.slot)
 
     @cached_property
     def totals(self) -> np.ndarray:

@@ -26,8 +26,10 @@ def in_file(values: Any) -> bool:
     return hasattr(values, "group") and hasattr(values, "format") and not sparse.issparse(values)
 
 
-def by_rows(values: Any) -> Any:
-    """Turn another sparse format than CSR: slicing rows out of it would cost a pass over the whole for each slice."""
+def by_rows(values: Any, slot: str = "a chunk of the matrix") -> Any:
+    """Check a sparse matrix, and turn it if it is not CSR, since each slice would cost a pass over the whole of it."""
+    with reading(slot):
+        check_structure(values, slot)
     return values.tocsr() if sparse.issparse(values) and values.format != "csr" else values
 
 
@@ -35,7 +37,6 @@ def row_blocks(values: Any, start: int, stop: int) -> Iterator[sparse.csr_array]
     """Walk rows in order, a few at a time, as canonical CSR in float32: no duplicates, no stored zeros."""
     if is_lazy(values):
         for chunk in _chunks(values, start, stop):
-            check_structure(chunk, "a chunk of the dask array")
             yield from row_blocks(by_rows(chunk), 0, chunk.shape[0])
         return
     for first in range(start, stop, BLOCK_CELLS):

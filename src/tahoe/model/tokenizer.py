@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from tahoe.errors import InputError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -113,7 +115,13 @@ def tokenize(
         Of that choice.
     drugs
         Drug of each row, for checkpoints with a drug encoder; `None` leaves the drug token away.
+
+    Raises
+    ------
+    tahoe.errors.InputError
+        If the three arrays are no rows, or a value is negative or not a number: compiled code relies on that.
     """
+    _refuse_unsafe(indptr, indices, data, len(column_tokens))
     n_special = 1 if drugs is None else 2
     most_genes = None if max_length is None else max_length - n_special
     compiled = _compiled() if config.binning else None
@@ -127,6 +135,16 @@ def tokenize(
     if drugs is not None:
         ids[starts + 1], values[starts + 1] = vocabulary.drug, config.pad_value
     return Tokens(ids, values, bounds, n_genes, drugs)
+
+
+def _refuse_unsafe(indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, n_columns: int) -> None:
+    fits = indptr[0] == 0 and indptr[-1] <= min(len(indices), len(data)) and (indptr[1:] >= indptr[:-1]).all()
+    if not fits or (len(indices) and not (indices.min() >= 0 and indices.max() < n_columns)):
+        message = "indptr and indices are not those of rows of a CSR matrix with as many columns as column_tokens"
+        raise InputError(message)
+    if len(data) and not data.min() >= 0:
+        message = f"data has values like {data.min()}; they must be numbers that are not negative"
+        raise InputError(message)
 
 
 @cache
