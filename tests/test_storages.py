@@ -124,6 +124,38 @@ def test_every_slot_gives_the_same(cells, files, demo, truth, kind, slot):
     assert {**record, "input": "X"} == truth[1]
 
 
+def looked_into(adata, model):
+    """What all verbs that look inside write."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", anndata.ImplicitModificationWarning)  # of a view
+        genes = adata.var_names[np.isin(adata.var_names, model.vocabulary.genes)][:200].tolist()
+        tahoe.tl.embed_genes(adata, model, max_length=120)
+        tahoe.tl.attention(adata, model, max_length=120, genes=genes)
+        tahoe.tl.predict_expression(adata, model, max_length=120, mask_fraction=0.2)
+        tahoe.tl.predict_expression(adata, model, max_length=120, genes=genes[:3], key_added="asked")
+    return {
+        "vectors": adata.varm["tahoe"],
+        "attention": adata.varp["tahoe_attention"].data,
+        "from_cell": np.asarray(adata.var["tahoe_attention_from_cell"]),
+        "predicted": adata.layers["tahoe_expression"].toarray(),
+        "error": np.asarray(adata.obs["tahoe_expression_mse"]),
+        "asked": np.asarray(adata.obsm["asked"]),
+        "attention of a cell": tahoe.get.attention(adata, model, 3, max_length=120).to_numpy(),
+    }
+
+
+@pytest.fixture(scope="module")
+def truth_inside(cells, demo):
+    with tahoe.settings.override(device="cpu", progress=False):
+        return looked_into(cells.copy(), demo)
+
+
+@pytest.mark.parametrize("kind", ["csc_array", "ndarray", "view", "backed csr", "zarr v3", "lazy h5ad", "dask of csr"])
+def test_looking_inside_gives_the_same(cells, files, demo, truth_inside, kind):
+    for name, result in looked_into(STORAGES[kind](cells, files), demo).items():
+        np.testing.assert_array_equal(result, truth_inside[name], err_msg=name)
+
+
 @pytest.mark.parametrize("kind", ["lazy h5ad", "lazy zarr v3", "dask of csr"])
 def test_lazy_in_lazy_out(cells, files, demo, kind):
     adata = STORAGES[kind](cells, files)
