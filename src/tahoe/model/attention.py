@@ -97,11 +97,11 @@ def blocked(
 
 
 def weights(q_NHK: Tensor, k_NHK: Tensor, masked_N: Tensor | None = None) -> Tensor:
-    """Attention weights of one cell, (heads, queries, keys); each row sums to one."""
+    """Attention weights of one cell, (heads, queries, keys) float32; each row sums to one."""
     scores_HNN = torch.einsum("qhk,nhk->hqn", q_NHK, k_NHK) / q_NHK.shape[-1] ** 0.5
     if masked_N is not None:
         scores_HNN = scores_HNN.masked_fill(~allowed(masked_N)[: len(q_NHK)], -torch.inf)
-    return scores_HNN.float().softmax(-1).to(q_NHK.dtype)
+    return scores_HNN.float().softmax(-1)
 
 
 def eager(
@@ -110,7 +110,7 @@ def eager(
     """Write the formula out, one cell at a time: the path on which the weights can be seen."""
     outputs = []
     for q_NHK, k_NHK, v_NHK, masked_N in _cells(q_THK, k_THK, v_THK, queries, keys, masked_T):
-        outputs.append(torch.einsum("hqn,nhk->qhk", weights(q_NHK, k_NHK, masked_N), v_NHK))
+        outputs.append(torch.einsum("hqn,nhk->qhk", weights(q_NHK, k_NHK, masked_N).to(v_NHK.dtype), v_NHK))
     return torch.cat(outputs)
 
 
