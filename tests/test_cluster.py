@@ -99,6 +99,21 @@ def test_attention_is_summed_on_the_workers(client, file, model):
     assert here.varp["tahoe_attention"].nnz > 1000
 
 
+def test_expression_is_predicted_on_the_workers(client, file, model):
+    adata, here = lazy(file), anndata.read_h5ad(file)
+    known = here.var_names[tahoe.load_model(model).vocabulary.tokens_of(here.var["tahoe_gene"]) >= 0]
+    for each in (adata, here):
+        tahoe.tl.predict_expression(each, model, mask_fraction=0.2, dtype="float32")
+        tahoe.tl.predict_expression(each, model, genes=known[:2].tolist(), key_added="asked", dtype="float32")
+    difference = abs(adata.layers["tahoe_expression"] - here.layers["tahoe_expression"])
+    assert difference.max() < 1e-4
+    assert here.layers["tahoe_expression"].nnz == adata.layers["tahoe_expression"].nnz > 1000
+    for score in ("mse", "mse_gene_mean"):
+        name = f"tahoe_expression_{score}"
+        np.testing.assert_allclose(np.asarray(adata.obs[name]), here.obs[name], rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(adata.obsm["asked"]), here.obsm["asked"], atol=1e-4, rtol=0)
+
+
 def test_a_model_that_was_never_written_cannot_travel(client, file, tiny):
     tiny.folder = None
     with pytest.raises(ModelError, match=r"model.save\(folder\)"):

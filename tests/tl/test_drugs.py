@@ -87,3 +87,22 @@ def test_bad_drugs(cells, model, options, message):
 def test_a_model_without_drugs_refuses(tiny, cells):
     with pytest.raises(InputError, match="has no drug encoder"):
         tahoe.tl.embed(cells, tiny, drug_key="drugs")
+
+
+@pytest.mark.parametrize("verb", ["embed_genes", "attention", "predict_expression"])
+def test_all_verbs_know_drugs(cells, model, tiny, verb):
+    function = getattr(tahoe.tl, verb)
+    cells.obs["typo"] = ["drug_o1"] * 64
+    with pytest.raises(InputError, match=r"1 drugs that the model does not know: 'drug_o1' \(near: 'drug_"):
+        function(cells, model, drug_key="typo")
+    with pytest.raises(InputError, match="has no drug encoder"):
+        function(cells, tiny, drug_key="drugs")
+    assert not cells.uns
+    function(cells, model, drug_key="drugs", key_added="tahoe_with")
+    assert cells.uns["tahoe_with"]["drug_key"] == "drugs"
+
+
+def test_genes_attend_to_the_drug(cells, model):
+    with_drug = tahoe.get.attention(cells, model, 13, drug_key="drugs")
+    assert with_drug.index[:2].tolist() == ["<cls>", "<drug>"]
+    assert (with_drug["<drug>"] > 0).all()
