@@ -4,10 +4,12 @@ import pickle
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from tahoe._aggregate import AttentionMeans, GeneMeans, aggregate
 from tahoe._engine import Stream
+from tahoe._predictions import AskedPredictions, HiddenPredictions, ObservedPredictions
 
 
 def stream_of(cells, model, start, stop):
@@ -49,3 +51,27 @@ def test_two_halves_give_the_whole(tiny, full_cells, parts, kind):
         for ours, theirs in zip(merged[0], expected[0], strict=True):
             assert ours.nnz == theirs.nnz > 0
             np.testing.assert_allclose(ours.toarray(), theirs.toarray(), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["observed", "hidden", "asked"])
+def test_predictions_of_two_halves_are_those_of_the_whole(tiny, full_cells, kind):
+    tokens = tiny.vocabulary.tokens_of(full_cells.var_names)
+    size = tiny.config.vocab_size
+    make = {
+        "observed": lambda: ObservedPredictions(tokens, size, "mvc"),
+        "hidden": lambda: HiddenPredictions(tokens, size, "expression", share=0.3, seed=1),
+        "asked": lambda: AskedPredictions(np.array([5, 900, 1500]), "expression"),
+    }[kind]
+    whole = aggregate(tiny, stream_of(full_cells, tiny, 0, 30), make()).result()
+    first, second = (
+        pickle.loads(pickle.dumps(aggregate(tiny, stream_of(full_cells, tiny, *rows), make())))
+        for rows in ((0, 13), (13, 30))
+    )
+    first.merge(second)
+    merged = first.result()
+    if kind == "hidden":
+        pd.testing.assert_frame_equal(merged[1], whole[1], rtol=1e-5)
+        merged, whole = merged[0], whole[0]
+    if kind != "asked":
+        merged, whole = merged.toarray(), whole.toarray()
+    np.testing.assert_allclose(merged, whole, rtol=0, atol=2e-5)

@@ -30,12 +30,14 @@ class ObservedPredictions:
     decoder: str
     rows: list[sparse.csr_matrix] = field(init=False, default_factory=list)
 
+    def __post_init__(self) -> None:
+        self._place_of = places_of(self.column_tokens, self.vocab_size)
+
     def add(self, model: TahoeModel, first: int, tokens: Tokens) -> None:
         """Take one batch of cells."""
         predicted = model.predict(tokens, self.decoder).cpu().numpy()
         check_finite(predicted, first, model)
-        columns = places_of(self.column_tokens, self.vocab_size)
-        self.rows.append(_as_rows(predicted, tokens.is_gene, tokens, columns, len(self.column_tokens)))
+        self.rows.append(_as_rows(predicted, tokens.is_gene, tokens, self._place_of, len(self.column_tokens)))
 
     def merge(self, other: ObservedPredictions) -> None:
         """Take the cells that come next."""
@@ -62,6 +64,7 @@ class HiddenPredictions:
     """Sum of each column's visible values, and how many there are."""
 
     def __post_init__(self) -> None:
+        self._place_of = places_of(self.column_tokens, self.vocab_size)
         self.sums = np.zeros((2, len(self.column_tokens)))
 
     def add(self, model: TahoeModel, first: int, tokens: Tokens) -> None:
@@ -69,12 +72,11 @@ class HiddenPredictions:
         hidden = hide_share(tokens, self.share, self.seed)
         predicted = model.predict(tokens, self.decoder, hidden).cpu().numpy()
         check_finite(predicted, first, model)
-        columns = places_of(self.column_tokens, self.vocab_size)
         n_columns = len(self.column_tokens)
-        self.rows.append(_as_rows(predicted, hidden, tokens, columns, n_columns))
-        self.truth.append(_as_rows(tokens.values, hidden, tokens, columns, n_columns))
+        self.rows.append(_as_rows(predicted, hidden, tokens, self._place_of, n_columns))
+        self.truth.append(_as_rows(tokens.values, hidden, tokens, self._place_of, n_columns))
         visible = tokens.is_gene & ~hidden
-        here, values = columns[tokens.ids[visible]], tokens.values[visible]
+        here, values = self._place_of[tokens.ids[visible]], tokens.values[visible]
         self.sums += [np.bincount(here, weights=weights, minlength=n_columns) for weights in (values, None)]
 
     def merge(self, other: HiddenPredictions) -> None:
