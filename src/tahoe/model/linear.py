@@ -9,9 +9,17 @@ from __future__ import annotations
 
 import platform
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# What oneDNN computes on the way out of a matrix product, and its names for them.
+FUSED: dict[Callable[[Tensor], Tensor] | None, str] = {F.relu: "relu", F.gelu: "gelu"}
 
 
 @cache
@@ -35,16 +43,20 @@ def runs_in_onednn(x: Tensor) -> bool:
     return has_bfloat16() if x.dtype == torch.bfloat16 else x.dtype == torch.float32 and has_onednn()
 
 
-def product(x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
-    """``x @ weight.T + bias`` by oneDNN. Both must be contiguous: it is very slow otherwise."""
-    return torch.ops.mkldnn._linear_pointwise(x_MK, weight_NK, bias_N, "none", [], "")
+def product(x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None, activation: str = "none") -> Tensor:
+    """``activation(x @ weight.T + bias)`` by oneDNN. Both must be contiguous: it is very slow otherwise."""
+    return torch.ops.mkldnn._linear_pointwise(x_MK, weight_NK, bias_N, activation, [], "none")
 
 
 class Linear(nn.Linear):
-    """A linear layer that goes through oneDNN in inference on a CPU."""
+    """A linear layer, and an activation behind it, that go through oneDNN in inference on a CPU."""
 
-    def forward(self, x_MK: Tensor) -> Tensor:
+    def forward(self, x_MK: Tensor, activation: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Apply the layer: (M, N)."""
-        if runs_in_onednn(x_MK) and x_MK.dtype == self.weight.dtype:
-            return product(x_MK, self.weight, self.bias)
-        return super().forward(x_MK)
+        if not runs_in_onednn(x_MK) or x_MK.dtype != self.weight.dtype:
+            y_MN = super().forward(x_MK)
+        elif activation in FUSED:
+            return product(x_MK, self.weight, self.bias, FUSED[activation])
+        else:
+            y_MN = product(x_MK, self.weight, self.bias)
+        return y_MN if activation is None else activation(y_MN)

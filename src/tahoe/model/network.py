@@ -150,8 +150,10 @@ class Layer(nn.Module):
         if not self.pre_norm:
             x_TD = self.attention_norm(x_TD)
         h_TD = self._before(x_TD, self.feed_forward_norm)
-        up_TD = self.up(h_TD)
-        hidden_TD = self.activation(up_TD) if self.gate is None else self.activation(self.gate(h_TD)) * up_TD
+        if self.gate is None:
+            hidden_TD = self.up(h_TD, self.activation)
+        else:
+            hidden_TD = self.gate(h_TD, self.activation) * self.up(h_TD)
         x_TD = x_TD + self.down(hidden_TD)
         return x_TD if self.pre_norm else self.feed_forward_norm(x_TD)
 

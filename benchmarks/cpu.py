@@ -1,0 +1,75 @@
+"""How fast cells go through a network of a released shape on the CPU, and how far each precision is from the formula.
+
+    python benchmarks/cpu.py [--shape 70m] [--cells 24] [--repeats 5]
+
+Weights are random, the lengths of the cells are those of real ones. The reference of the deviations is the network in
+plain torch with its attention written out, in float32, one cell at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from typing import TYPE_CHECKING
+
+import torch
+from measuring import SHAPES, best_rate, draw_lengths, draw_model, draw_tokens, machine, measured, operations, peak
+from measuring import start_peak as start
+
+from tahoe.model.linear import has_bfloat16
+
+if TYPE_CHECKING:
+    from tahoe.model import TahoeModel, Tokens
+
+CPU = torch.device("cpu")
+
+
+@torch.no_grad()
+def by_the_formula(model: TahoeModel, tokens: Tokens) -> torch.Tensor:
+    """Outside of inference mode the network is plain torch."""
+    cells = (tokens.cells(cell, cell + 1) for cell in range(len(tokens)))
+    return torch.cat([model.network(model.batch(cell), "eager")[:1] for cell in cells])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="70m")
+    parser.add_argument("--cells", type=int, default=24)
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    lengths = draw_lengths(arguments.cells)
+    tokens, work = draw_tokens(lengths), operations(SHAPES[arguments.shape], lengths)
+    print(machine(), f"{arguments.shape}, {len(lengths)} cells of {lengths.min()} to {lengths.max()} tokens", sep="\n")
+
+    some = draw_tokens(draw_lengths(6, seed=1), seed=1)
+    reference = by_the_formula(draw_model(arguments.shape, CPU, torch.float32), some)
+    models = {dtype: draw_model(arguments.shape, CPU, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    if not has_bfloat16():
+        print("this CPU does not multiply bfloat16 by itself: not measured")
+        del models[torch.bfloat16]
+    seconds: dict[torch.dtype, list[float]] = {dtype: [] for dtype in models}
+    rates: dict[torch.dtype, list[float]] = {dtype: [] for dtype in models}
+    most = dict.fromkeys(models, 0)
+    for _ in range(arguments.repeats):
+        for dtype, model in models.items():
+            rates[dtype].append(best_rate(CPU, dtype, repeats=2))
+            before = start()
+            seconds[dtype].append(measured(lambda model=model: model.embed_cells(tokens)))
+            most[dtype] = max(most[dtype], peak() - before)
+    print("\n| precision | cells/s | tokens/s | TFLOP/s | best products | share | peak | deviation | cosine |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for dtype, model in models.items():
+        found, took, best = model.embed_cells(some), statistics.median(seconds[dtype]), max(rates[dtype])
+        cosine = torch.nn.functional.cosine_similarity(found, reference).min()
+        shares = [work / s / rate for s, rate in zip(seconds[dtype], rates[dtype], strict=True)]
+        print(
+            f"| {str(dtype).removeprefix('torch.')} | {len(lengths) / took:.2f} | {lengths.sum() / took:,.0f}"
+            f" | {work / took / 1e12:.3f} | {best / 1e12:.3f} | {work / took / best:.0%}"
+            f" ({statistics.median(shares):.0%} pairwise) | {most[dtype] / 2**20:.0f} MB"
+            f" | {(found - reference).abs().max():.1e} | {cosine:.6f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
