@@ -68,7 +68,7 @@ def draw_model(shape: str, device: str | torch.device, dtype: torch.dtype) -> Ta
     config, device = SHAPES[shape], torch.device(device)
     network = new_network(config).eval().requires_grad_(False).set_precision(dtype).to(device)
     vocabulary = Vocabulary({"<pad>": 0, "<cls>": 1, "<eoc>": 2, **{f"ENSG{i:011}": i + 3 for i in range(N_GENES)}})
-    return TahoeModel(shape, network, vocabulary, device, choose_attention(None, device, dtype))
+    return TahoeModel(shape, network, vocabulary, device, choose_attention(None, device, dtype, config.d_model))
 
 
 def operations(config: ModelConfig, lengths: np.ndarray) -> float:

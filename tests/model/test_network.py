@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from tahoe.errors import DeviceError
 from tahoe.model import Batch, ModelConfig
-from tahoe.model.attention import ATTENTION, Spans, weights
+from tahoe.model.attention import ATTENTION, Spans, choose_attention, weights
 from tahoe.model.config import DrugEncoderConfig
-from tahoe.model.network import Network
+from tahoe.model.linear import Linear, has_onednn
+from tahoe.model.network import ACTIVATIONS, Network
 from tahoe.model.training import new_network
 
 CPU = torch.device("cpu")
@@ -53,7 +55,7 @@ def network(request):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "blocked", "eager"])
 @torch.inference_mode()
 def test_a_cell_sees_only_itself(network, attention, masked):
     lengths = (7, 2, 12, 3)
@@ -140,7 +142,7 @@ def test_attention_functions_agree():
     spans = Spans.of([0, 11, 12, 30], CPU)
     cells = zip(*(t.split([11, 1, 18]) for t in (q, k, v)), strict=True)
     formula = torch.cat([torch.einsum("hqn,nhk->qhk", weights(a, b), c) for a, b, c in cells])
-    for name in ("sdpa", "eager"):
+    for name in ("sdpa", "blocked", "eager"):
         torch.testing.assert_close(ATTENTION[name](q, k, v, spans, spans, None), formula, atol=1e-6, rtol=0)
 
 
@@ -162,3 +164,22 @@ def test_a_network_of_another_configuration_refuses():
         network.decode_mvc(network(batch), batch)
     with pytest.raises(ValueError, match="no drug encoder"):
         network(random_batch(drugs=True))
+
+
+@pytest.mark.parametrize(("name", "width", "chosen"), [(None, 512, True), (None, 64, False), ("blocked", 64, True)])
+def test_blocked_attention_is_for_wide_networks(name, width, chosen):
+    if not has_onednn():
+        pytest.skip("no oneDNN here")
+    assert (choose_attention(name, CPU, torch.float32, width) == "blocked") == chosen
+    with pytest.raises(DeviceError, match="does not compute in float16"):
+        choose_attention("blocked", CPU, torch.float16, width)
+
+
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS.values()])
+def test_onednn_is_the_same_layer(activation):
+    linear = Linear(300, 260)
+    x = torch.randn(37, 300, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = linear(x, activation)
+    with torch.inference_mode():
+        torch.testing.assert_close(linear(x, activation), expected, atol=5e-6, rtol=0)

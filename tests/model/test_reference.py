@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tahoe.model import load_model
+from tahoe.model import linear, load_model
 from tahoe.model.tokenizer import tokenize
 
 CASES = [("tiny", "golden"), ("drug", "no_drug"), ("drug", "with_drug"), ("drug", "drug_id_0")]
@@ -48,6 +48,12 @@ class Case:
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
 def case(request):
     return Case(request.config.rootpath / "tests" / "reference", *request.param)
+
+
+@pytest.fixture(autouse=True, params=[1, linear.NARROW], ids=["onednn", "torch"])
+def _linear(request, monkeypatch):
+    """These networks are so narrow that their linear layers would be torch's."""
+    monkeypatch.setattr(linear, "NARROW", request.param)
 
 
 def test_tokens(case):
@@ -119,6 +125,16 @@ def test_attention_weights(case):
                 ours = kept[layer, cell]
                 np.testing.assert_allclose(ours, truth[:, order][:, :, order], atol=CLOSE, rtol=0)
                 np.testing.assert_allclose(ours.sum(-1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "blocked"])
+def test_the_ways_that_verbs_take(case, attention):
+    case.model.attention = attention
+    outputs, cells = case.model.embed_tokens(case.tokens), case.model.embed_cells(case.tokens)
+    np.testing.assert_allclose(cells, case.truth["cell_emb_raw"], atol=CLOSE, rtol=0)
+    np.testing.assert_allclose(outputs[case.tokens.bounds[:-1]], cells, atol=2e-6, rtol=0)
+    predicted = case.model.predict(case.tokens)
+    np.testing.assert_allclose(predicted, case.truth["expr_preds"][case.order], atol=CLOSE_PREDICTION, rtol=0)
 
 
 def test_drugs_by_name(reference):

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tahoe.errors import DeviceError
-from tahoe.model.linear import has_bfloat16, has_onednn, product, runs_in_onednn
+from tahoe.model.linear import NARROW, has_bfloat16, has_onednn, product, runs_in_onednn
 
 # Queries of one head whose scores are held at a time. With 2,048 keys they fill the second-level cache.
 BLOCK = 256
@@ -141,8 +141,8 @@ def flash(
 ATTENTION: dict[str, Attention] = {"sdpa": sdpa, "blocked": blocked, "varlen": varlen, "eager": eager, "flash": flash}
 
 
-def choose_attention(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
-    """Name of the attention function to use; None and ``"auto"`` choose by device.
+def choose_attention(name: str | None, device: torch.device, dtype: torch.dtype, width: int) -> str:
+    """Name of the attention function to use; None and ``"auto"`` choose by device and by the width of the network.
 
     Raises
     ------
@@ -153,7 +153,7 @@ def choose_attention(name: str | None, device: torch.device, dtype: torch.dtype)
     if name in (None, "auto"):
         if packed is None:
             return "varlen"
-        return "blocked" if _why_not_blocked(device, dtype) is None else "sdpa"
+        return "blocked" if width >= NARROW and _why_not_blocked(device, dtype) is None else "sdpa"
     if name not in ATTENTION:
         message = f"attention={name!r} is unknown; choose from auto, {', '.join(ATTENTION)}"
         raise DeviceError(message)

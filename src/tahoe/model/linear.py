@@ -18,6 +18,9 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+# oneDNN compiles a kernel for each number of rows, so for each length of a cell. In networks that are narrower than
+# this it takes longer than it saves.
+NARROW = 256
 # What oneDNN computes on the way out of a matrix product, and its names for them.
 FUSED: dict[Callable[[Tensor], Tensor] | None, str] = {F.relu: "relu", F.gelu: "gelu"}
 
@@ -53,7 +56,8 @@ class Linear(nn.Linear):
 
     def forward(self, x_MK: Tensor, activation: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Apply the layer: (M, N)."""
-        if not runs_in_onednn(x_MK) or x_MK.dtype != self.weight.dtype:
+        narrow = min(self.weight.shape) < NARROW
+        if narrow or not runs_in_onednn(x_MK) or x_MK.dtype != self.weight.dtype:
             y_MN = super().forward(x_MK)
         elif activation in FUSED:
             return product(x_MK, self.weight, self.bias, FUSED[activation])

@@ -283,7 +283,7 @@ def load_model(
     name, folder, commit, sha256 = _located(model, revision)
     network, vocabulary, drugs = read_checkpoint(folder)
     precision = _choose_dtype(dtype or settings.dtype, where, network.config.precision)
-    kernel = choose_attention(attention, where, precision)
+    kernel = choose_attention(attention, where, precision, network.config.d_model)
     network.set_precision(precision).to(where)
     loaded = TahoeModel(name, network, vocabulary, where, kernel, folder, commit, drugs, sha256)
     log.info("loaded %r", loaded)
