@@ -87,7 +87,9 @@ def _file(path: str) -> str:
 
 
 def _plain(value: Any) -> str:
-    return str(value) if not hasattr(value, "__len__") or isinstance(value, str) else ", ".join(map(str, value))
+    """A value on one line; what a file says must not steer the terminal."""
+    text = str(value) if not hasattr(value, "__len__") or isinstance(value, str) else ", ".join(map(str, value))
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 def _aligned(lines: dict[str, Any]) -> str:

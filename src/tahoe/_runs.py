@@ -6,12 +6,14 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from tahoe import _genes
 from tahoe._adata import add_to_record
 from tahoe._matrix import choose_matrix
 from tahoe._source import open_source
+from tahoe._sparse import reading
 from tahoe.errors import InputError, ModelError
 
 if TYPE_CHECKING:
@@ -21,6 +23,15 @@ if TYPE_CHECKING:
 
 # Options that say how a store is written; an h5ad file has no use for them.
 OF_STORES = {"workers", "scheduler", "resume", "columns", "stored_dtype", "shard_cells"}
+# What the provenance of a run must have, to repeat it, and of which kind each entry is.
+ALWAYS = ("model", "model_sha256", "input")
+TEXTS = ("model_folder", "model_revision", "source", "mask_var", "drug_key", "gene_key", "organism")
+KINDS: tuple[tuple[tuple[str, ...], Any, str], ...] = (
+    ((*ALWAYS, *TEXTS, "device", "dtype", "attention"), str, "text"),
+    (("max_length", "seed", "token_budget"), int, "a whole number"),
+    (("min_coverage",), (int, float), "a number"),
+    (("normalize",), bool, "true or false"),
+)
 
 
 def into_store(source: str, output: str, *, workers: int | None, scheduler: str | None, **options: Any) -> None:
@@ -47,7 +58,8 @@ def into_file(source: str, output: str, given: set[str], *, model: Any, **option
         raise InputError(message)
     with open_source(source):  # with its errors for what cannot be opened
         is_zarr = Path(source).is_dir() or source.rstrip("/").endswith(".zarr")
-    adata = anndata.read_zarr(source) if is_zarr else anndata.read_h5ad(source)
+    with reading(repr(source)):
+        adata = anndata.read_zarr(source) if is_zarr else anndata.read_h5ad(source)
     mapping = {name: options.pop(name) for name in ("gene_key", "organism") if options[name] is not None}
     options = {name: value for name, value in options.items() if name not in {*OF_STORES, "gene_key", "organism"}}
     if mapping:
@@ -74,6 +86,7 @@ def repeated(
         message = f"--like {like}: there is no embedding with provenance under uns[{key!r}]; it has {list(records)}"
         raise InputError(message)
     record = records[key]
+    _check_record(record, like)
     names = ("mask_var", "drug_key", "max_length", "min_coverage", "normalize", "seed", "token_budget", "gene_key")
     before = {name: record[name] for name in (*names, "organism", "device", "dtype", "attention") if name in record}
     before |= {"key_added": key, "use_raw": record["input"] == "raw.X"}
@@ -87,6 +100,20 @@ def repeated(
         where = {name: options.pop(name) for name in ("device", "dtype", "attention")}
         options["model"] = _same_model(record, where, like)
     return source or record.get("source"), options
+
+
+def _check_record(record: dict[str, Any], like: str) -> None:
+    """Refuse provenance that is not of the kinds that this package writes: a file may say anything."""
+    for names, kind, told in KINDS:
+        for name in names:
+            value = record.get(name)
+            value = value.item() if isinstance(value, np.generic) else value
+            if name in ALWAYS and value is None:
+                message = f"--like {like}: the provenance has no {name}, so the run cannot be repeated"
+                raise InputError(message)
+            if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
+                message = f"--like {like}: the provenance has {name} {str(value)[:40]!r}, which is not {told}"
+                raise InputError(message)
 
 
 def _same_model(record: dict[str, Any], where: dict[str, Any], like: str) -> TahoeModel:
@@ -107,8 +134,8 @@ def _same_model(record: dict[str, Any], where: dict[str, Any], like: str) -> Tah
 def records_of(path: str) -> dict[str, dict[str, Any]]:
     """Provenance of all results of this package in a file, by key."""
     with open_source(path) as source:
-        ours = (key for key in source.uns if "tahoe_version" in source.uns.group[key])
-        return {key: source.uns[key] for key in ours}
+        groups = (key for key in source.uns if not hasattr(source.uns.group[key], "shape"))
+        return {key: source.uns[key] for key in groups if "tahoe_version" in source.uns.group[key]}
 
 
 def mapped(source: str, gene_key: str | None, organism: str, output: str | None) -> str:
