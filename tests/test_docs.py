@@ -35,6 +35,7 @@ def test_each_public_function_has_a_page(group):
 def test_the_model_page_names_what_exists():
     names = listed("model")
     assert {"tahoe.load_model", "tahoe.TahoeModel"} <= names
+    assert listed("files") == {"tahoe.embed_file"}
     for name in names:
         module, _, attribute = name.rpartition(".")
         assert hasattr(importlib.import_module(module), attribute), name

@@ -83,7 +83,7 @@ def embed_file(
     columns
         Carry the columns of ``obs`` and ``var`` along. Their indexes always are.
     stored_dtype
-        ``"float32"``, or ``"float16"`` for half the size: vectors of length 1 lose some 3 × 10⁻⁵ in a coordinate.
+        ``"float32"``, or ``"float16"`` for half the size, which moves a coordinate by less than 0.05 % of itself.
     shard_cells
         Cells in a shard: what a killed run loses at most, for each process that computes.
     resume
