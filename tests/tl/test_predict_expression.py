@@ -240,3 +240,11 @@ def test_a_result_that_does_not_fit(tiny, full_cells, monkeypatch, options, boun
     with pytest.raises(InputError, match=rf"would need .* GiB .*{bound}"):
         tahoe.tl.predict_expression(full_cells, tiny, **options)
     assert not full_cells.layers
+
+
+def test_too_many_genes_to_fit(tiny, full_cells, monkeypatch):
+    known = full_cells.var_names[tiny.vocabulary.tokens_of(full_cells.var_names) >= 0]
+    monkeypatch.setattr("os.sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 10)
+    with pytest.raises(InputError, match=r"63 cells × 50 genes; choose fewer with genes="):
+        tahoe.tl.predict_expression(full_cells, tiny, genes=known[:50].tolist())
+    assert not full_cells.obsm
