@@ -48,6 +48,13 @@ class Batch:
         return self.cells.device_bounds[:-1].long()
 
 
+class Embedding(nn.Embedding):
+    """A table whose rows come from a file, or from `new_network`: drawing them here would take a second of imports."""
+
+    def reset_parameters(self) -> None:
+        """Leave the rows as they are."""
+
+
 class ValueEncoder(nn.Module):
     """Turn the value of a token (its bin, as a rule) into a vector."""
 
@@ -81,7 +88,7 @@ class DrugEncoder(nn.Module):
 
     def __init__(self, d_model: int, config: DrugEncoderConfig) -> None:
         super().__init__()
-        self.fingerprints = nn.Embedding(config.n_drugs, config.fingerprint_size)
+        self.fingerprints = Embedding(config.n_drugs, config.fingerprint_size)
         self.hidden = nn.Linear(config.fingerprint_size, d_model)
         self.out = nn.Linear(d_model, d_model)
         self.norm = nn.LayerNorm(d_model)
@@ -198,10 +205,10 @@ class Network(nn.Module):
         super().__init__()
         width = config.d_model
         self.config = config
-        self.genes = nn.Embedding(config.vocab_size, width)
+        self.genes = Embedding(config.vocab_size, width)
         self.gene_norm = nn.LayerNorm(width) if config.gene_norm else nn.Identity()
         self.value = ValueEncoder(config)
-        self.flag = nn.Embedding(2, width)
+        self.flag = Embedding(2, width)
         self.drug = DrugEncoder(width, config.drug_encoder) if config.drug_encoder else None
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
         self.norm = nn.LayerNorm(width, eps=config.norm_eps) if config.pre_norm else nn.Identity()
