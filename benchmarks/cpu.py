@@ -1,6 +1,6 @@
 """How fast cells go through a network of a released shape on the CPU, and how far each precision is from the formula.
 
-    python benchmarks/cpu.py [--shape 70m] [--cells 24] [--repeats 5]
+    python benchmarks/cpu.py [--shape 70m] [--cells 24] [--repeats 5] [--parts 1400]
 
 Weights are random, the lengths of the cells are those of real ones. The reference of the deviations is the network in
 plain torch with its attention written out, in float32, one cell at a time.
@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import time
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from measuring import SHAPES, best_rate, draw_lengths, draw_model, draw_tokens, machine, measured, operations, peak
 from measuring import start_peak as start
 
+from tahoe.model.attention import ATTENTION
 from tahoe.model.linear import has_bfloat16
+from tahoe.model.streams import spread
 
 if TYPE_CHECKING:
     from tahoe.model import TahoeModel, Tokens
@@ -31,12 +35,57 @@ def by_the_formula(model: TahoeModel, tokens: Tokens) -> torch.Tensor:
     return torch.cat([model.network(model.batch(cell), "eager")[:1] for cell in cells])
 
 
+def parts(model: TahoeModel, length: int) -> dict[str, float]:
+    """Seconds of one core that each part of a cell takes; the median of several layers."""
+    network, cell = model.network, model.batch(draw_tokens(np.array([length])))
+    layer, attend, seconds = network.layers[0], ATTENTION[model.attention], {}
+
+    def run(_: int) -> None:
+        x = network.inputs(cell)
+        normed = layer._before(x, layer.attention_norm)
+        q, k, v = (layer.heads(t) for t in layer.qkv(normed).chunk(3, dim=-1))
+        context = attend(q, k, v, cell.cells, cell.cells, None).flatten(-2)
+        hidden = layer.up(normed, layer.activation)
+        layers = len(network.layers)
+        calls = {
+            "linear layers": (layers - 1, lambda: (layer.qkv(normed), layer.attention_out(context))),
+            "linear layers of the feed-forward": (
+                layers - 1,
+                lambda: (layer.up(normed, layer.activation), layer.down(hidden)),
+            ),
+            "attention": (layers - 1, lambda: attend(q, k, v, cell.cells, cell.cells, None)),
+            "of it softmax": ((layers - 1) * q.shape[1], lambda: scores.softmax(-1)),
+            "norms and residuals": (2 * (layers - 1), lambda: x + layer._before(x, layer.attention_norm)),
+            "last layer": (1, lambda: layer.first_tokens(x, cell, attend)),
+            "inputs": (1, lambda: network.inputs(cell)),
+            "all": (1, lambda: network.embed_cells(cell, model.attention)),
+        }
+        scores = torch.randn(length, length).to(q.dtype)
+        for name, (times, call) in calls.items():
+            took = []
+            for _ in range(9):
+                start = time.thread_time()
+                call()
+                took.append(time.thread_time() - start)
+            seconds[name] = times * statistics.median(took)
+
+    spread(run, [0])
+    return seconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="70m")
     parser.add_argument("--cells", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--parts", type=int, metavar="TOKENS", help="only say where the time of a cell goes")
     arguments = parser.parse_args()
+    if arguments.parts:
+        print(machine())
+        for dtype in (torch.float32, torch.bfloat16):
+            seconds = parts(draw_model(arguments.shape, CPU, dtype), arguments.parts)
+            print(f"{dtype}:", ", ".join(f"{name} {1000 * took:.0f} ms" for name, took in seconds.items()))
+        return
     lengths = draw_lengths(arguments.cells)
     tokens, work = draw_tokens(lengths), operations(SHAPES[arguments.shape], lengths)
     print(machine(), f"{arguments.shape}, {len(lengths)} cells of {lengths.min()} to {lengths.max()} tokens", sep="\n")
