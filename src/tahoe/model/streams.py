@@ -91,7 +91,11 @@ def _taken(todo: deque[int]) -> Iterator[int]:
 def _pool() -> ThreadPoolExecutor:
     """Threads that all callers share, each with one thread inside of operations. They end with the interpreter."""
     n = n_cores()
-    pool, started, before = ThreadPoolExecutor(n, "tahoe-stream"), threading.Barrier(n + 1), torch.get_num_threads()
+    pool, started, before = (
+        ThreadPoolExecutor(n, "tahoe-stream"),
+        threading.Barrier(n + 1, timeout=60),
+        torch.get_num_threads(),
+    )
 
     def start() -> None:
         torch.get_num_threads()  # gives a new thread the default, which would else come later, on top
