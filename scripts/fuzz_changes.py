@@ -115,7 +115,8 @@ def values_changed(rng: random.Random, content: dict) -> dict:
 
 def entry_changed(rng: random.Random, entry: dict) -> object:
     """Another type, shape or place for one tensor of the header."""
-    first, last = entry.get("data_offsets", (0, 4))
+    offsets = entry.get("data_offsets")
+    first, last = offsets if isinstance(offsets, list) and len(offsets) == 2 else (0, 4)
     match rng.randrange(5):
         case 0:
             return entry | {"dtype": rng.choice(["F16", "F64", "BF16", "I32", "BOOL", "F8_E4M3", "F4", "C64", "X", 3])}
