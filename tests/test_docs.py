@@ -62,3 +62,12 @@ def test_citations_are_in_the_bibliography():
     cited = {key for text in texts for key in re.findall(r"cite:[pt]+[:}]*`(\w+)`", text.read_text(encoding="utf-8"))}
     assert cited <= known
     assert "Gandhi2025" in cited
+
+
+def test_the_tests_that_keep_promises_exist():
+    named = re.findall(
+        r"`(tests/[\w/]+\.py)::(\w+)`", (DOCS / "guide" / "reproducibility.md").read_text(encoding="utf-8")
+    )
+    assert len(named) > 40
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{test}"
