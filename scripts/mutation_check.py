@@ -61,6 +61,8 @@ def main() -> None:
     part, parts = map(int, options.part.split("/"))
     content = tomllib.loads(FAULTS.read_text(encoding="utf-8"))
     chosen = [fault for fault in content["faults"] if options.only in f"{fault['name']} {fault['file']}"]
+    for fault in chosen:
+        broken(fault, (ROOT / "src" / "tahoe" / fault["file"]).read_text(encoding="utf-8"))
     faults, unnoticed = chosen[part - 1 :: parts], []
     with tempfile.TemporaryDirectory() as place:
         # one copy for all: what numba compiled for one fault serves the next
