@@ -68,6 +68,55 @@ def test_a_cell_sees_only_itself(network, attention, masked):
         torch.testing.assert_close(cells[cell], alone[0], atol=2e-6, rtol=0)
 
 
+def by_the_book(network, batch):
+    """Outputs of one cell, written down layer by layer with nothing of the package but the weights."""
+    config = network.config
+    named = dict(network.named_parameters())
+
+    def linear(x, name):
+        return x @ named[f"{name}.weight"].T + named[f"{name}.bias"]
+
+    def norm(x, name, eps=1e-5):
+        centred = x - x.mean(-1, keepdim=True)
+        scaled = centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt()
+        return scaled * named[f"{name}.weight"] + named[f"{name}.bias"]
+
+    act = ACTIVATIONS[config.activation]
+    value = linear(ACTIVATIONS[config.value_activation](linear(batch.values_T[:, None], "value.hidden")), "value.out")
+    x = norm(named["genes.weight"][batch.ids_T], "gene_norm") + norm(value, "value.norm")
+    for number in range(config.n_layers):
+        layer = f"layers.{number}"
+        h = norm(x, f"{layer}.attention_norm", config.norm_eps) if config.pre_norm else x
+        q, k, v = (part.unflatten(-1, (config.n_heads, -1)) for part in linear(h, f"{layer}.qkv").chunk(3, -1))
+        scores = torch.einsum("qhk,nhk->hqn", q, k) / (config.d_model // config.n_heads) ** 0.5
+        context = torch.einsum("hqn,nhk->qhk", scores.softmax(-1), v).flatten(-2)
+        x = x + linear(context, f"{layer}.attention_out")
+        x = x if config.pre_norm else norm(x, f"{layer}.attention_norm", config.norm_eps)
+        h = norm(x, f"{layer}.feed_forward_norm", config.norm_eps) if config.pre_norm else x
+        hidden = (
+            act(linear(h, f"{layer}.gate")) * linear(h, f"{layer}.up")
+            if config.gated
+            else act(linear(h, f"{layer}.up"))
+        )
+        x = x + linear(hidden, f"{layer}.down")
+        x = x if config.pre_norm else norm(x, f"{layer}.feed_forward_norm", config.norm_eps)
+    return norm(x, "norm", config.norm_eps) if config.pre_norm else x
+
+
+@pytest.mark.parametrize("variant", ["pre", "post", "gated"])
+@torch.inference_mode()
+def test_the_network_is_what_the_book_says(variant):
+    network = new_network(dataclasses.replace(VARIANTS[variant], norm_eps=1e-3), seed=1).eval()
+    generator = torch.Generator().manual_seed(2)
+    for name, weight in network.named_parameters():
+        if "norm" in name or name.endswith("bias"):  # so that a lost or swapped one shows
+            weight.add_(0.3 * torch.randn(weight.shape, generator=generator))
+    batch = one_cell(random_batch(), 2)
+    expected = by_the_book(network, batch)
+    torch.testing.assert_close(network(batch), expected, rtol=0, atol=2e-5)
+    torch.testing.assert_close(network.embed_cells(batch), expected[:1], rtol=0, atol=2e-5)
+
+
 @torch.inference_mode()
 def test_masked_values_are_hidden(network):
     batch = random_batch(masked=True)
