@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from types import SimpleNamespace
 
 # Entries of obs that are copied at once.
-COPIED_AT_ONCE = 1 << 18
+COPIED_AT_ONCE = 1 << 16
 
 
 class Source:
