@@ -67,8 +67,7 @@ class ModelReference:
 
     def where(self) -> dict[str, Any]:
         """Device, precision and attention, for the provenance."""
-        settled = self if self.held is None else self.settled()
-        return {"device": settled.device, "dtype": settled.dtype, "attention": settled.attention}
+        return {"device": self.device, "dtype": self.dtype, "attention": self.attention}
 
     def settled(self) -> ModelReference:
         """The same reference, with what this process chose for what was left open."""

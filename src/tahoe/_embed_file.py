@@ -147,19 +147,19 @@ def embed_file(
             device=device,
             dtype=dtype,
             attention=attention,
+            client=client or cluster(),
         )
         width = inputs.model.config.d_model
         store = Store(Path(output).absolute(), key_added, opened.n_obs, width, stored_dtype, shard_cells)
-        client = client or cluster()
-        recipe = inputs.recipe(client, max_length=max_length, seed=seed, token_budget=token_budget, normalize=normalize)
+        recipe = inputs.recipe(max_length=max_length, seed=seed, token_budget=token_budget, normalize=normalize)
         record = inputs.record(max_length=max_length, normalize=normalize, seed=seed, token_budget=token_budget)
         work = Work(_absolute(opened.path), inputs.matrix.slot, recipe, store)
-        record |= recipe.model.where() | {"source": work.source}
+        record["source"] = work.source
         record |= {} if gene_key is None else {"gene_key": gene_key}
         record |= {} if organism is None else {"organism": organism}
         try:
             store.begin(_fingerprint(work, inputs, record), resume)
-            work.all(client)
+            work.all(inputs.client)
             n_empty = store.finish(opened, _var(inputs, columns), _uns(inputs, key_added, record), columns)
         except OSError as error:
             raise InputError(_cannot_write(error, store)) from error

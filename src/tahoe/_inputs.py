@@ -44,7 +44,9 @@ class Inputs:
     parameters: dict[str, Any]
     """Those that go into the provenance."""
     reference: ModelReference
-    """The same model, for workers."""
+    """The same model, for those who load it by themselves."""
+    client: Any = None
+    """Of the cluster whose workers are to do the work, if there is one."""
     drugs: np.ndarray | None = None
     """Drug of each cell, where a drug token was asked for."""
 
@@ -60,18 +62,16 @@ class Inputs:
             self.drugs,
         )
 
-    def recipe(self, client: Any, **parameters: Any) -> Recipe:
-        """What is needed to do the same elsewhere: on the workers of a cluster, if `client` is that of one."""
-        reference = self.reference if client is None else settled_on(client, self.reference)
-        return Recipe(reference, self.column_tokens, self.matrix.slot, drugs=self.drugs, **parameters)
+    def recipe(self, **parameters: Any) -> Recipe:
+        """What is needed to do the same elsewhere."""
+        return Recipe(self.reference, self.column_tokens, self.matrix.slot, drugs=self.drugs, **parameters)
 
     def aggregate(self, accumulator: A, *, max_length: int, seed: int, token_budget: int | None) -> A:
-        """Add up all cells: on the workers of a cluster, where the matrix is lazy and there is one; else here."""
+        """Add up all cells: on the workers of a cluster, if they are to do it, else here."""
         parameters: dict[str, Any] = {"max_length": max_length, "seed": seed, "token_budget": token_budget}
-        client = cluster() if self.matrix.is_lazy else None
-        if client is None:
+        if self.client is None:
             return aggregate(self.model, self.stream(**parameters), accumulator)
-        return aggregate_on_workers(client, self.matrix.values, self.recipe(client, **parameters), accumulator)
+        return aggregate_on_workers(self.client, self.matrix.values, self.recipe(**parameters), accumulator)
 
     def expressed(self, columns: np.ndarray) -> np.ndarray:
         """Those of the columns that the model knows and any cell expresses."""
@@ -84,7 +84,8 @@ class Inputs:
     def record(self, **parameters: Any) -> dict[str, Any]:
         """Provenance of a result, for ``uns``."""
         n_known = int((self.column_tokens >= 0).sum())
-        return provenance(self.model, self.matrix, **self.parameters, **parameters, n_genes_in_vocabulary=n_known)
+        record = provenance(self.model, self.matrix, **self.parameters, **parameters, n_genes_in_vocabulary=n_known)
+        return record | self.reference.where()
 
 
 def read_inputs(
@@ -103,11 +104,13 @@ def read_inputs(
     dtype: str | torch.dtype | None = None,
     attention: str | None = None,
     whole: bool = True,
+    client: Any = None,
 ) -> Inputs:
     """Find and check everything that a verb needs.
 
     Cheap things come first: a bad argument is told before weights are loaded. With ``whole=False`` nothing is asked of
-    the matrix as a whole, for verbs that look at one cell.
+    the matrix as a whole, for verbs that look at one cell. The workers of a cluster do the work if `client` is that of
+    one, or if the matrix is lazy and there is one.
     """
     matrix = choose_matrix(adata, layer=layer, use_raw=use_raw)
     used = selected_genes(matrix, mask_var)
@@ -129,7 +132,10 @@ def read_inputs(
         parameters["share_in_vocabulary"] = coverage.get("share_in_vocabulary")
     column_tokens = np.where(used, loaded.vocabulary.tokens_of(genes), -1)
     reference = ModelReference.to(loaded, device=device, dtype=dtype, attention=attention)
-    return Inputs(matrix, loaded, column_tokens, mapping, parameters, reference, drug_ids)
+    if client is None and whole and matrix.is_lazy:
+        client = cluster()
+    reference = reference.settled() if client is None else settled_on(client, reference)
+    return Inputs(matrix, loaded, column_tokens, mapping, parameters, reference, client, drug_ids)
 
 
 def _told(mask_var: str | np.ndarray | None) -> str | None:

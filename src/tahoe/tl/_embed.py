@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tahoe._adata import check_key, to_change, write
-from tahoe._dask import cluster, embed_lazily
+from tahoe._dask import embed_lazily
 from tahoe._engine import embed_cells
 from tahoe._inputs import check_at_least, read_inputs
 from tahoe.errors import TahoeWarning
@@ -147,8 +147,7 @@ def embed(
     record = inputs.record(max_length=max_length, normalize=normalize, seed=seed, token_budget=token_budget)
     parameters: dict[str, Any] = {"max_length": max_length, "seed": seed, "token_budget": token_budget}
     if inputs.matrix.is_lazy:
-        recipe = inputs.recipe(cluster(), **parameters, normalize=normalize)
-        record |= recipe.model.where()
+        recipe = inputs.recipe(**parameters, normalize=normalize)
         obsm = {key_added: embed_lazily(inputs.matrix.values, recipe, inputs.model.config.d_model)}
         obs = {}
     else:
