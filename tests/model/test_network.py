@@ -83,12 +83,20 @@ def by_the_book(network, batch):
 
     act = ACTIVATIONS[config.activation]
     value = linear(ACTIVATIONS[config.value_activation](linear(batch.values_T[:, None], "value.hidden")), "value.out")
-    x = norm(named["genes.weight"][batch.ids_T], "gene_norm") + norm(value, "value.norm")
+    value = norm(value, "value.norm")
+    seen = torch.ones(len(value), len(value), dtype=torch.bool)
+    if batch.masked_T is not None:
+        value[batch.masked_T] = named["flag.weight"][1]
+        # everybody sees the visible tokens, and a masked one sees itself
+        seen[:, batch.masked_T] = False
+        seen.fill_diagonal_(True)
+    x = norm(named["genes.weight"][batch.ids_T], "gene_norm") + value
     for number in range(config.n_layers):
         layer = f"layers.{number}"
         h = norm(x, f"{layer}.attention_norm", config.norm_eps) if config.pre_norm else x
         q, k, v = (part.unflatten(-1, (config.n_heads, -1)) for part in linear(h, f"{layer}.qkv").chunk(3, -1))
         scores = torch.einsum("qhk,nhk->hqn", q, k) / (config.d_model // config.n_heads) ** 0.5
+        scores[:, ~seen] = -torch.inf
         context = torch.einsum("hqn,nhk->qhk", scores.softmax(-1), v).flatten(-2)
         x = x + linear(context, f"{layer}.attention_out")
         x = x if config.pre_norm else norm(x, f"{layer}.attention_norm", config.norm_eps)
@@ -103,15 +111,16 @@ def by_the_book(network, batch):
     return norm(x, "norm", config.norm_eps) if config.pre_norm else x
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("variant", ["pre", "post", "gated"])
 @torch.inference_mode()
-def test_the_network_is_what_the_book_says(variant):
+def test_the_network_is_what_the_book_says(variant, masked):
     network = new_network(dataclasses.replace(VARIANTS[variant], norm_eps=1e-3), seed=1).eval()
     generator = torch.Generator().manual_seed(2)
     for name, weight in network.named_parameters():
         if "norm" in name or name.endswith("bias"):  # so that a lost or swapped one shows
             weight.add_(0.3 * torch.randn(weight.shape, generator=generator))
-    batch = one_cell(random_batch(), 2)
+    batch = one_cell(random_batch(masked=masked), 2)
     expected = by_the_book(network, batch)
     torch.testing.assert_close(network(batch), expected, rtol=0, atol=2e-5)
     torch.testing.assert_close(network.embed_cells(batch), expected[:1], rtol=0, atol=2e-5)
