@@ -235,7 +235,7 @@ def main() -> None:
         mvc_scaled=True,
         max_length=2048,
     )
-    device = tahoe.model.model.choose_device(options.device)
+    device = tahoe.model.loading.choose_device(options.device)
     plan = TrainingPlan(options.steps, options.learning_rate, bfloat16=True, seed=options.seed, save_every=200)
     network = new_network(config, options.seed)
     with torch.no_grad():

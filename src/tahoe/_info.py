@@ -26,7 +26,7 @@ def describe(subject: str | None) -> str:
 def _installation() -> str:
     import torch
 
-    from tahoe.model.model import choose_device
+    from tahoe.model.loading import choose_device
 
     lines = {"python": platform.python_version(), "platform": platform.platform()}
     lines |= {name: version(name) for name in PACKAGES}

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tahoe.model.config import ModelConfig
-    from tahoe.model.model import TahoeModel, load_model
+    from tahoe.model.loading import load_model
+    from tahoe.model.model import TahoeModel
     from tahoe.model.network import Batch, Network
     from tahoe.model.tokenizer import Tokens, tokenize
     from tahoe.model.vocab import Vocabulary
@@ -20,7 +21,7 @@ _FROM = {
     "TahoeModel": "model",
     "Tokens": "tokenizer",
     "Vocabulary": "vocab",
-    "load_model": "model",
+    "load_model": "loading",
     "tokenize": "tokenizer",
 }
 

@@ -6,6 +6,7 @@ import difflib
 import errno
 import re
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,11 @@ RELEASES = {
 }
 # A small network that ships with the package, for trying things out.
 DEMO = "demo"
+
+
+def demo_folder() -> Path:
+    """Where the demo model lies."""
+    return Path(str(files("tahoe") / "data" / "demo-model"))
 
 
 def check_name(name: str) -> None:

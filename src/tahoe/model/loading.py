@@ -1,0 +1,175 @@
+"""The one door to weights: from a name or a folder to a model on a device."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from tahoe.errors import DeviceError, ModelError
+from tahoe.model import hub
+from tahoe.model.attention import choose_attention
+from tahoe.model.checkpoint import read_checkpoint
+from tahoe.model.layout import WEIGHTS_FILE
+from tahoe.model.linear import has_bfloat16
+from tahoe.model.model import TahoeModel
+from tahoe.settings import settings
+
+if TYPE_CHECKING:
+    import os
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_model(
+    model: str | os.PathLike[str] | TahoeModel,
+    *,
+    revision: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    attention: str | None = None,
+) -> TahoeModel:
+    """Load a Tahoe-x1 checkpoint: the one door to weights.
+
+    Parameters
+    ----------
+    model
+        A registered name (``"70m"``, ``"1b"``, ``"3b"``: downloaded once and cached; ``"demo"``: ships with the
+        package, not for science), a folder in the released layout, or a loaded model, which comes back as it is.
+    revision
+        Another commit or branch of the Hub repository than the pinned one.
+    device
+        ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``. `None` picks CUDA, then MPS, then the CPU.
+    dtype
+        Precision of the linear layers: ``"float32"``, ``"bfloat16"`` or ``"float16"``. Residual stream, norms and
+        softmax stay float32. `None` is the checkpoint's own precision where the device computes it by itself, else
+        float32: the released ones were trained in bfloat16, which Ampere GPUs and newer ones have, and CPUs with
+        AVX512-BF16 or AMX. The log and the provenance say which it was.
+    attention
+        ``"varlen"`` (CUDA, 16-bit: all cells in one kernel), ``"blocked"`` (x86 CPUs: blocks that fit the cache),
+        ``"sdpa"`` (anywhere, one cell at a time), ``"eager"`` (the formula written out), ``"flash"`` (the flash-attn
+        package, if installed). `None` picks by device.
+
+    Returns
+    -------
+    The model, in evaluation mode.
+
+    Raises
+    ------
+    tahoe.errors.ModelError
+        If the name is unknown, or the files are missing, damaged or ask for what is not implemented.
+    tahoe.errors.DeviceError
+        If this machine lacks the device, precision or attention that was asked for.
+
+    Examples
+    --------
+    >>> import tahoe
+    >>> tahoe.load_model("demo", device="cpu").config.n_layers > 0
+    True
+    """
+    if isinstance(model, TahoeModel):
+        _refuse_revision(revision, "a loaded model")
+        return _moved(model, device, dtype, attention)
+    where = choose_device(device or settings.device)
+    name, folder, commit, sha256 = _located(model, revision)
+    network, vocabulary, drugs = read_checkpoint(folder)
+    precision = _choose_dtype(dtype or settings.dtype, where, network.config.precision)
+    kernel = choose_attention(attention, where, precision, network.config.d_model)
+    network.set_precision(precision).to(where)
+    loaded = TahoeModel(name, network, vocabulary, where, kernel, folder, commit, drugs, sha256)
+    log.info("loaded %r", loaded)
+    return loaded
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """The device that was asked for, if it is there; `None` picks CUDA, then MPS, then the CPU."""
+    if device is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(name)
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        message = f"device={device!r} is not a device; use 'cpu', 'cuda', 'cuda:0' or 'mps'"
+        raise DeviceError(message) from error
+    if chosen.type == "cuda":
+        present = torch.cuda.device_count()
+        if (chosen.index or 0) >= present:
+            message = f"device={str(device)!r}, but torch sees {present or 'no'} CUDA device(s); use device='cpu'"
+            raise DeviceError(message)
+    elif chosen.type == "mps" and not torch.backends.mps.is_available():
+        message = "device='mps', but torch sees no Apple GPU; use device='cpu'"
+        raise DeviceError(message)
+    elif chosen.type not in ("cpu", "mps"):
+        message = f"device={str(device)!r} is not supported; use 'cpu', 'cuda' or 'mps'"
+        raise DeviceError(message)
+    return chosen
+
+
+def _choose_dtype(dtype: str | torch.dtype | None, device: torch.device, precision: str) -> torch.dtype:
+    if dtype is None:
+        return torch.bfloat16 if "bf16" in precision and _computes_bfloat16(device) else torch.float32
+    chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if chosen is None or chosen not in DTYPES.values():
+        message = f"dtype={dtype!r} is not supported; use one of {', '.join(DTYPES)}"
+        raise DeviceError(message)
+    return chosen
+
+
+def _computes_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 matrices by itself, rather than by way of float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and has_bfloat16()
+
+
+def _located(model: str | os.PathLike[str], revision: str | None) -> tuple[str, Path, str | None, str]:
+    """Name, folder and commit of a model, and the hash of its weights as far as it is known."""
+    folder = Path(model)
+    if isinstance(model, str) and model == hub.DEMO:
+        _refuse_revision(revision, "the demo model, which ships with the package")
+        return model, hub.demo_folder(), None, ""
+    if isinstance(model, str) and model in hub.RELEASES:
+        found = hub.download(model, revision=revision, cache_dir=settings.cache_dir)
+        return model, found.folder, found.commit, found.sha256[WEIGHTS_FILE]
+    if not folder.is_dir():
+        hub.check_name(str(model))
+    _refuse_revision(revision, f"the folder {str(model)!r}")
+    return folder.resolve().name, folder, None, ""
+
+
+def _same(asked: object, present: object) -> bool:
+    """Whether two settings are one: a device without a number is the first of its kind."""
+    if isinstance(asked, torch.device) and isinstance(present, torch.device):
+        return (asked.type, asked.index or 0) == (present.type, present.index or 0)
+    return asked == present
+
+
+def _refuse_revision(revision: str | None, what: str) -> None:
+    if revision is not None:
+        message = f"revision={revision!r} goes with a model of the Hub, and model= is {what}"
+        raise ModelError(message)
+
+
+def _moved(
+    model: TahoeModel,
+    device: str | torch.device | None,
+    dtype: str | torch.dtype | None,
+    attention: str | None,
+) -> TahoeModel:
+    """Refuse to change a loaded model behind the back of whoever else holds it."""
+    wanted = {
+        "device": (None if device is None else choose_device(device), model.device),
+        "dtype": (None if dtype is None else _choose_dtype(dtype, model.device, ""), model.dtype),
+        "attention": (None if attention in (None, "auto") else attention, model.attention),
+    }
+    for argument, (asked, present) in wanted.items():
+        if asked is not None and not _same(asked, present):
+            message = (
+                f"{argument}={str(asked)!r}, but the model was loaded with {argument} {str(present)!r}; load it again"
+            )
+            raise DeviceError(message)
+    return model
