@@ -256,6 +256,14 @@ def test_coverage_is_checked_against_the_model():
         check_coverage(gene, None, {"ENSG1"}, names=names)
 
 
+@pytest.mark.parametrize(("first", "blames"), [("ENSG1", "recognised"), ("", "gene_key")])
+def test_a_loss_is_blamed_on_the_model_or_on_the_names(first, blames):
+    """By counts: many small genes that the model does not know do not hide a large one that nobody can read."""
+    gene = np.array([first, "ENSG2", "ENSG3", "ENSG4"], dtype=object)
+    with pytest.warns(TahoeWarning, match=blames):
+        check_coverage(gene, np.array([30, 1, 1, 68]), {"ENSG4"}, names=np.array(list("ABCD"), dtype=object))
+
+
 def test_matches_are_the_documented_ones():
     mapping = map_genes(var("CD3E"), None)
     assert tuple(mapping.match.categories) == MATCHES

@@ -188,9 +188,11 @@ def check_coverage(
     found["lost"] = _lost(names, ~known, usable)
     share = found.get("share_in_vocabulary", known.mean())
     what = "genes" if usable is None else "counts"
-    recognised = (gene != "").mean() > REFUSE_BELOW  # what is left is the model's doing
+    # of what is lost, most is either the model's doing, or that of the names
+    weights = np.where(known, 0, 1 if usable is None else usable)
+    recognised = weights[gene != ""].sum() > weights.sum() / 2
     hint = (
-        "The genes were recognised, but the model was not made with them."
+        "Most of these genes were recognised, but the model was not made with them."
         if recognised
         else _looks_like(names, "human")
     )
@@ -201,7 +203,8 @@ def check_coverage(
     if not known.any() or (usable is not None and share < refuse_below):
         raise GeneError(message)
     if share < warn_below:
-        warnings.warn(message, TahoeWarning, stacklevel=3)
+        # check_coverage, read_inputs, the verb, its caller
+        warnings.warn(message, TahoeWarning, stacklevel=4)
     return found
 
 

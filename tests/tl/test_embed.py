@@ -491,8 +491,9 @@ def test_a_user_may_insist_on_few_known_genes(tiny, full_cells):
     lost = lost[lost.X[:, :100].sum(1).A1 > 0].copy()
     with pytest.raises(GeneError, match="the model knows"):
         tahoe.tl.embed(lost, tiny)
-    with pytest.warns(TahoeWarning, match="the model knows"):
+    with pytest.warns(TahoeWarning, match="the model knows") as warned:
         tahoe.tl.embed(lost, tiny, min_coverage=0)
+    assert warned[0].filename == __file__  # the user's line, not one of ours
     assert np.isfinite(lost.obsm["X_tahoe"]).all()
 
 
