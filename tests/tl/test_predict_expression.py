@@ -222,6 +222,12 @@ def test_a_misspelt_gene(full_cells, tiny):
         tahoe.tl.predict_expression(full_cells, tiny, genes=[gene[:-1] + "x"])
 
 
+def test_a_gene_that_this_model_was_not_made_with():
+    pbmc = tahoe.datasets.pbmc68k()[:5].copy()
+    with pytest.raises(InputError, match="'MS4A1' is a gene, but the model was not made with it"):
+        tahoe.tl.predict_expression(pbmc, "demo", genes=["MS4A1"])
+
+
 def test_names_that_several_columns_bear(full_cells, tiny):
     full_cells.var_names = ["twice", "twice", *full_cells.var_names[2:]]
     with pytest.raises(InputError, match="several columns bear"):

@@ -239,6 +239,8 @@ def _tokens_of(inputs: Inputs, genes: list[str]) -> np.ndarray:
     if unknown:
         near = difflib.get_close_matches(unknown[0], names[inputs.column_tokens >= 0].astype(str), n=3)
         hint = f" (near: {', '.join(map(repr, near))})" if near else ""
+        if resolve(unknown[:1])[0][0]:
+            hint = f"; {unknown[0]!r} is a gene, but the model was not made with it"
         message = f"genes={unknown[:5]}: not among the genes of the model {inputs.model.name!r}{hint}"
         raise InputError(message)
     return tokens
