@@ -54,6 +54,8 @@ nb_execution_mode = "force" if os.environ.get("TAHOE_DOCS_EXECUTE") == "1" else 
 nb_execution_raise_on_error = True
 nb_execution_timeout = 900
 nb_merge_streams = True
+# Bars are off in the tutorials, so nobody misses the package that would draw them in a notebook.
+os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
 myst_enable_extensions = ["colon_fence", "deflist", "smartquotes"]
 myst_heading_anchors = 3
 
