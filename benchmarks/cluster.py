@@ -1,7 +1,7 @@
 """Workers of a dask cluster against plain processes, one thread each: ``python benchmarks/cluster.py [CELLS] [PAIRS]``.
 
-In turn, on the same file: one process, two independent processes with half of the cells each, one dask worker, two dask
-workers. The time is that of `tahoe.embed_file` in processes that have loaded the model, so it has no start-up in it.
+In turn, on the same file: two independent processes with half of the cells each, one dask worker, two dask workers. The
+time is that of `tahoe.embed_file` in processes that have loaded the model, so it has no start-up in it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from large_file import tiled
 
 import tahoe
 
-SHARD_CELLS = 1024
+SHARD_CELLS = 512
 # A process of its own: loads the model, says so, waits for a line, embeds, and says how long it took.
 PLAIN = """
 import sys, time, tahoe
@@ -72,7 +72,6 @@ def main(n_cells: int, n_pairs: int, folder: Path) -> None:
     cells[: n_cells // 2].copy().write_h5ad(halves[0])
     cells[n_cells // 2 :].copy().write_h5ad(halves[1])
     runs = {
-        "one process": lambda: plain([folder / "cells.h5ad"], folder),
         "two processes": lambda: plain(halves, folder),
         "one worker": lambda: on_workers(1, folder / "cells.h5ad", folder),
         "two workers": lambda: on_workers(2, folder / "cells.h5ad", folder),
@@ -96,4 +95,4 @@ def main(n_cells: int, n_pairs: int, folder: Path) -> None:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
-        main(int((sys.argv[1:2] or ["40000"])[0]), int((sys.argv[2:3] or ["3"])[0]), Path(place))
+        main(int((sys.argv[1:2] or ["46000"])[0]), int((sys.argv[2:3] or ["3"])[0]), Path(place))
