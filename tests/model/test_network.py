@@ -180,6 +180,13 @@ def test_value_table_is_the_formula(activation):
 
 
 @torch.inference_mode()
+def test_special_values_among_the_bins():
+    """A configuration may put the padding and the mask anywhere; all bins are in the table all the same."""
+    network = new_network(dataclasses.replace(CONFIG, pad_value=10.0, mask_value=20.0), seed=0)
+    values = torch.arange(51, dtype=torch.float32)
+    torch.testing.assert_close(network.value(values), network.value.encode(values))
+
+
 def test_observed_weights_are_those_that_were_used():
     network = new_network(CONFIG, seed=5).eval()
     batch = random_batch(masked=True)

@@ -65,7 +65,7 @@ class ValueEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.d_model) if config.value_norm else nn.Identity()
         self.activation = ACTIVATIONS[config.value_activation]
         self.max_value = config.max_value
-        self.lowest = int(min(config.pad_value, config.mask_value))
+        self.lowest = int(min(config.pad_value, config.mask_value, 0))
         self.binned = config.binning
 
     def forward(self, values_T: Tensor) -> Tensor:
