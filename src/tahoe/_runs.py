@@ -186,11 +186,11 @@ def _cluster(workers: int | None, scheduler: str | None) -> Iterator[Any]:
 
 def _local_cluster(workers: int) -> Any:
     """Start worker processes that share the cores, or one process a GPU."""
-    import os
-
     import dask
     import torch
     from distributed import LocalCluster
+
+    from tahoe.model.streams import n_cores
 
     if torch.cuda.is_available():
         try:
@@ -199,7 +199,6 @@ def _local_cluster(workers: int) -> Any:
             message = "--workers on GPUs needs dask-cuda, which gives each worker one: pip install dask-cuda"
             raise InputError(message) from error
         return LocalCUDACluster(n_workers=workers)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     environment = "distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS"
-    with dask.config.set({environment: max(1, cores // workers)}):
+    with dask.config.set({environment: max(1, n_cores() // workers)}):
         return LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
