@@ -52,9 +52,9 @@ try:
     getattr(tahoe.tl, verb)(adata, model, **options)
 except KeyboardInterrupt:
     after = {name: sorted(getattr(adata, name)) for name in before}
-    names = {thread.name for thread in threading.enumerate()}
     # tqdm has a thread for all bars of a process, and the streams of a CPU wait for the next call, doing nothing
-    waiting = {name for name in names if name.startswith("tahoe-stream")} | {"MainThread", "tqdm_monitor"}
+    names = {thread.name for thread in threading.enumerate() if type(thread).__name__ != "TMonitor"}
+    waiting = {name for name in names if name.startswith("tahoe-stream")} | {"MainThread"}
     counted = calls
     time.sleep(0.2)
     alive = sorted(names - waiting) + ["a stream goes on"] * (calls > counted)

@@ -113,7 +113,9 @@ class Handler(BaseHTTPRequestHandler):
             case ["api", "models", *names, "revision", revision] if "/".join(names) == REPOSITORY:
                 files = self.files(revision)
                 if files is not None:
-                    self.json({"id": REPOSITORY, "sha": self.server.main, "siblings": [], "tags": []})
+                    commit = self.server.main if revision == "main" else revision
+                    names = [{"rfilename": path} for path in files]
+                    self.json({"id": REPOSITORY, "sha": commit, "siblings": names, "tags": []})
             case ["api", "models", *names, "tree", revision] if "/".join(names) == REPOSITORY:
                 files = self.files(revision)
                 if files is not None:

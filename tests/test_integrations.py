@@ -1,0 +1,79 @@
+"""The examples of ``docs/guide/ecosystem.md`` run, and do what the page says."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import version
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pytest
+from packaging.version import Version
+
+import tahoe
+
+PAGE = Path(__file__).parents[1] / "docs" / "guide" / "ecosystem.md"
+
+
+def run(heading: str) -> dict:
+    """Run the Python below a heading of the page, and return its names."""
+    section = re.search(rf"^## {heading}\n(.*?)(?=^## |\Z)", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    (code,) = re.findall(r"^```python\n(.*?)^```", section[1], re.MULTILINE | re.DOTALL)
+    names: dict = {}
+    exec(compile(code, f"{PAGE.name}, {heading}", "exec"), names)
+    return names
+
+
+@pytest.fixture
+def vectors() -> np.ndarray:
+    """Embeddings of the cells of the examples."""
+    cells = tahoe.datasets.pbmc68k()
+    tahoe.tl.embed(cells, model="demo")
+    return cells.obsm["X_tahoe"]
+
+
+@pytest.mark.skipif(Version(version("pynndescent")) >= Version("0.7"), reason="scanpy.tl.ingest fails with 0.7")
+@pytest.mark.filterwarnings("default")  # those of scanpy and umap are not ours to mend
+def test_ingest_labels_cells_by_their_neighbours_among_the_embeddings(vectors):
+    names = run("Map new cells onto labelled ones")
+    labelled, new = names["labelled"], names["new"]
+    true = names["cells"].obs["bulk_labels"].to_numpy()[1::2]
+    accuracy = np.mean(new.obs["bulk_labels"].to_numpy() == true)
+    commonest = labelled.obs["bulk_labels"].value_counts(normalize=True).iloc[0]
+    assert accuracy > commonest + 0.2
+    np.testing.assert_array_equal(new.obsm["rep"], vectors[1::2])
+    assert new.obsm["X_umap"].shape == (350, 2)
+
+
+def test_a_modality_of_mudata(vectors, tmp_path):
+    mudata = pytest.importorskip("mudata")
+    mdata = run("MuData")["mdata"]
+    np.testing.assert_array_equal(mdata["rna"].obsm["X_tahoe"], vectors)
+    assert not mdata["protein"].obsm
+    assert "X_tahoe" not in mdata.obsm
+    mdata.write(tmp_path / "cells.h5mu")
+    again = mudata.read_h5mu(tmp_path / "cells.h5mu")
+    np.testing.assert_array_equal(again["rna"].obsm["X_tahoe"], vectors)
+    assert again["rna"].uns["X_tahoe"]["model"] == mdata["rna"].uns["X_tahoe"]["model"]
+
+
+@pytest.mark.filterwarnings("default")  # those of JAX and of plotting are not ours to mend
+def test_scib_metrics(vectors):
+    pytest.importorskip("scib_metrics")
+    names = run("scib-metrics")
+    np.testing.assert_array_equal(names["cells"].obsm["X_tahoe"], vectors)
+    results = names["benchmarker"].get_results(min_max_scale=False).drop("Metric Type")
+    assert set(results.index) == {"X_tahoe", "X_pca"}
+    assert results.astype(float).notna().all(axis=None)
+
+
+def test_the_accessor_calls_the_functions(vectors):
+    try:
+        cells = run("An accessor")["cells"]
+        np.testing.assert_array_equal(cells.obsm["X_tahoe"], vectors)
+        assert cells.tahoe.embed_genes("demo", copy=True).varm["tahoe"].shape[0] == cells.n_vars
+        with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+            cells.tahoe.nothing  # noqa: B018
+    finally:
+        del anndata.AnnData.tahoe

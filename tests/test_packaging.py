@@ -1,0 +1,81 @@
+"""What the package says of itself is the same wherever it is said."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
+RECIPE = yaml.safe_load((ROOT / "recipe" / "recipe.yaml").read_text(encoding="utf-8"))
+ENTRY = yaml.safe_load((ROOT / "ecosystem" / "meta.yaml").read_text(encoding="utf-8"))
+CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+CONDA_NAMES = {"torch": "pytorch", "huggingface-hub": "huggingface_hub"}
+# Groups that constraints.txt covers: what the commands of the Makefile install.
+PINNED = [
+    *PROJECT["dependencies"],
+    *(entry for extra in PROJECT["optional-dependencies"].values() for entry in extra),
+    *(entry for group in ("test", "lint", "doc") for entry in PYPROJECT["dependency-groups"][group]),
+]
+
+
+def test_the_recipe_asks_for_what_the_package_asks_for():
+    requirements = [Requirement(entry) for entry in PROJECT["dependencies"]]
+    expected = {f"{CONDA_NAMES.get(entry.name, entry.name)} {entry.specifier}" for entry in requirements}
+    python, *others = RECIPE["requirements"]["run"]
+    assert set(others) == expected
+    assert python == "python >=${{ python_min }}"
+    assert PROJECT["requires-python"] == f">={RECIPE['context']['python_min']}"
+    assert set(PYPROJECT["build-system"]["requires"]) <= set(RECIPE["requirements"]["host"])
+
+
+def test_the_recipe_makes_the_same_commands():
+    scripts = {f"{name} = {target}" for name, target in PROJECT["scripts"].items()}
+    assert set(RECIPE["build"]["python"]["entry_points"]) == scripts
+
+
+def test_one_version_name_and_licence():
+    assert RECIPE["context"]["version"] == CITATION["version"] == PROJECT["version"]
+    assert RECIPE["package"]["name"] == ENTRY["install"]["pypi"] == PROJECT["name"]
+    assert RECIPE["about"]["license"] == ENTRY["license"] == CITATION["license"] == PROJECT["license"]
+    assert (ROOT / RECIPE["about"]["license_file"]).is_file()
+
+
+def test_one_address():
+    assert RECIPE["about"]["repository"] == RECIPE["about"]["homepage"] == ENTRY["project_home"]
+    assert RECIPE["source"]["url"].startswith(ENTRY["project_home"] + "/")
+    assert ENTRY["documentation_home"].rstrip("/") == RECIPE["about"]["documentation"]
+    assert all(ENTRY[field].startswith(ENTRY["documentation_home"]) for field in ("tutorials_home", "inventory"))
+    for name, url in PROJECT.get("urls", {}).items():
+        assert url.rstrip("/").startswith((ENTRY["project_home"], RECIPE["about"]["documentation"])), name
+
+
+def test_the_registry_entry_has_the_fields_of_the_registry():
+    text = {"name", "description", "project_home", "documentation_home", "license", "category"}
+    optional = {"tutorials_home", "inventory", "publications", "primary_category", "language", "test_command"}
+    assert text | {"install", "tags", "contact"} <= set(ENTRY) <= text | optional | {"install", "tags", "contact"}
+    assert all(isinstance(ENTRY[field], str) and ENTRY[field].strip() for field in text)
+    assert ENTRY["category"] == "ecosystem"
+    for field in ("tags", "contact"):
+        assert len(set(ENTRY[field])) == len(ENTRY[field]) > 0
+    assert ENTRY["publications"] == [reference["doi"] for reference in CITATION["references"]]
+    assert all(re.fullmatch(r"10\.\d{4,9}/[-._;()/:A-Za-z0-9]+", doi) for doi in ENTRY["publications"])
+    group = re.search(r"--group (\w+)", ENTRY["test_command"])
+    assert group
+    assert group[1] in PYPROJECT["dependency-groups"]
+
+
+@pytest.mark.parametrize("entry", sorted(set(PINNED)))
+def test_constraints_pin_what_is_installed(entry):
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    versions = {canonicalize_name(name): version for name, version in pins.items()}
+    requirement = Requirement(entry)
+    assert versions[canonicalize_name(requirement.name)] in requirement.specifier
