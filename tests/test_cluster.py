@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 def client():
     with (
         warnings.catch_warnings(),
-        distributed.LocalCluster(2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
     ):
         warnings.simplefilter("ignore")
         with distributed.Client(cluster) as client:
@@ -124,6 +124,16 @@ def test_a_file_is_embedded_by_the_workers(client, file, model, truth, tmp_path)
     with pytest.warns(TahoeWarning, match="express no gene"):
         tahoe.embed_file(file, tmp_path / "out.zarr", model, shard_cells=30, dtype="float32")
     np.testing.assert_array_equal(anndata.read_zarr(tmp_path / "out.zarr").obsm["X_tahoe"], truth)
+
+
+def test_what_the_shards_share_is_sent_once(client, file, model, tmp_path, monkeypatch):
+    from tahoe._embed_file import Work
+
+    pickled = []
+    monkeypatch.setattr(Work, "__getstate__", lambda self: pickled.append(self) or self.__dict__, raising=False)
+    with pytest.warns(TahoeWarning, match="express no gene"):
+        tahoe.embed_file(file, tmp_path / "out.zarr", model, shard_cells=10, dtype="float32")
+    assert 1 <= len(pickled) < 5
 
 
 def test_a_worker_that_dies_is_replaced(client, file, model, truth, tmp_path):

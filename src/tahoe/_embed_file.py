@@ -4,7 +4,7 @@ import errno
 import hashlib
 import logging
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -202,7 +202,9 @@ class Work:
     def _on_workers(self, client: Any, missing: list[int], bar: tqdm) -> None:
         from distributed import as_completed
 
-        futures = client.map(Work.one, [self] * len(missing), missing, pure=False)
+        # The genes go to each worker once, not with each of thousands of shards.
+        work = client.submit(replace, self, pure=False)
+        futures = client.map(Work.one, [work] * len(missing), missing, pure=False)
         try:
             for _, n_cells in as_completed(futures, with_results=True):
                 bar.update(n_cells)

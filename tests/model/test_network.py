@@ -212,6 +212,15 @@ def test_attention_functions_agree():
 
 
 @torch.inference_mode()
+def test_blocks_of_queries_meet(monkeypatch):
+    monkeypatch.setattr("tahoe.model.attention.BLOCK", 1)  # the fewest rows, 64
+    q, k, v = torch.randn(3, 150, 2, 64, generator=torch.Generator().manual_seed(0))
+    spans = Spans.of([0, 150], CPU)
+    formula = torch.einsum("hqn,nhk->qhk", weights(q, k), v)
+    torch.testing.assert_close(ATTENTION["blocked"](q, k, v, spans, spans, None), formula, atol=1e-6, rtol=0)
+
+
+@torch.inference_mode()
 def test_bfloat16_is_close_to_float32(tiny, tiny_cells):
     tokens = tiny.tokenize(tiny_cells.X, tiny.vocabulary.tokens_of(tiny_cells.var_names))
     exact = tiny.embed_cells(tokens)

@@ -19,8 +19,8 @@ from torch import Tensor
 from tahoe.errors import DeviceError
 from tahoe.model.linear import NARROW, has_bfloat16, has_onednn, product, runs_in_onednn
 
-# Queries of one head whose scores are held at a time. With 2,048 keys they fill the second-level cache.
-BLOCK = 256
+# Bytes of the scores of one head that are held at a time: about what a second-level cache takes. Measured on Zen 5.
+BLOCK = 1536 << 10
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,14 @@ def blocked(
     output_THK = torch.empty(q_THK.shape, dtype=q_THK.dtype)
     cells = zip(output_THK.split(queries.lengths), _cells(q_THK, k_THK, v_THK, queries, keys, None), strict=True)
     for output_NHK, (q_NHK, k_NHK, v_NHK, _) in cells:
+        rows = max(1, BLOCK // (len(k_NHK) * k_NHK.itemsize * 64)) * 64
         for head in range(q_THK.shape[1]):
             q_NK, k_NK = q_NHK[:, head].contiguous(), k_NHK[:, head] * q_THK.shape[-1] ** -0.5
             v_KN = v_NHK[:, head].T.contiguous()
-            for block in range(0, len(q_NK), BLOCK):
-                scores = product(q_NK[block : block + BLOCK], k_NK)
+            for start in range(0, len(q_NK), rows):
+                scores = product(q_NK[start : start + rows], k_NK)
                 torch.softmax(scores, -1, out=scores)
-                output_NHK[block : block + BLOCK, head] = product(scores, v_KN)
+                output_NHK[start : start + rows, head] = product(scores, v_KN)
     return output_THK
 
 
