@@ -95,6 +95,9 @@ def test_names_that_changed_hands_are_read_as_in_the_annotation_of_the_file():
     for (frame, totals), gene in ((hao, SINCE_93), (celltypist, ON_GRCH37)):
         mapping = map_genes(frame, totals)
         assert mapping.gene[frame.index.get_loc(CHANGED_HANDS)] == gene
+        behind_a_genome = map_genes(frame.rename(index="GRCh38_{}".format), totals)
+        np.testing.assert_array_equal(behind_a_genome.gene, mapping.gene)
+        assert behind_a_genome.report["annotation"] == mapping.report["annotation"]
     assert resolve([CHANGED_HANDS])[0][0] == SINCE_93
     assert map_genes(*real("heart_tf_human_val")).report["annotation"] == ""  # ids tell of no annotation
 
@@ -262,6 +265,17 @@ def test_a_loss_is_blamed_on_the_model_or_on_the_names(first, blames):
     gene = np.array([first, "ENSG2", "ENSG3", "ENSG4"], dtype=object)
     with pytest.warns(TahoeWarning, match=blames):
         check_coverage(gene, np.array([30, 1, 1, 68]), {"ENSG4"}, names=np.array(list("ABCD"), dtype=object))
+
+
+@pytest.mark.parametrize("organism", ["human", "mouse"])
+def test_the_question_is_about_the_organism_that_was_asked_for(organism):
+    names = ["ACTB" if organism == "human" else "Actb", *(f"feature {place}" for place in range(9))]
+    mapping = map_genes(var(*names), None, organism=organism)
+    asked = f"is this a {organism} data set"
+    assert asked in mapping.report["hint"]
+    known = set(mapping.gene) - {""}
+    with pytest.warns(TahoeWarning, match=asked):
+        check_coverage(mapping.gene, None, known, names=np.array(names, dtype=object), organism=organism)
 
 
 def test_matches_are_the_documented_ones():

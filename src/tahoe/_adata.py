@@ -127,6 +127,12 @@ def slot_names(key: str, groups: Sequence[str], groupby: str | None) -> list[str
     return names
 
 
+def organism_of(adata: AnnData) -> str:
+    """Whose genes the columns are, as far as an earlier mapping tells."""
+    report = adata.uns.get("tahoe_genes")
+    return report.get("organism", "human") if isinstance(report, Mapping) else "human"
+
+
 def mapped_genes(
     adata: AnnData, matrix: Matrix, gene_key: str | None = None, organism: str | None = None
 ) -> tuple[np.ndarray, GeneMapping | None]:
@@ -135,8 +141,7 @@ def mapped_genes(
     A mapping that is there is taken, unless `gene_key` or `organism` ask for another.
     """
     if "tahoe_gene" not in matrix.var or gene_key is not None or organism is not None:
-        organism = organism or adata.uns.get("tahoe_genes", {}).get("organism", "human")
-        mapping = map_genes(matrix.var, matrix.totals, gene_key=gene_key, organism=organism)
+        mapping = map_genes(matrix.var, matrix.totals, gene_key=gene_key, organism=organism or organism_of(adata))
         mapping.report["counts_from"] = matrix.slot
         return mapping.gene, None if matrix.slot == "raw.X" else mapping
     column = matrix.var["tahoe_gene"]

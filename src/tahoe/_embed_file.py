@@ -74,8 +74,10 @@ def embed_file(
         The zarr store to write, a folder that must not exist yet.
     model
         As for `tahoe.tl.embed`.
-    layer, use_raw, mask_var, drug_key, drugs, max_length, min_coverage, normalize, seed
-        As for `tahoe.tl.embed`. `mask_var` is a column of ``var``.
+    mask_var
+        Column of ``var`` that says which genes to use.
+    layer, use_raw, drug_key, drugs, max_length, min_coverage, normalize, seed
+        As for `tahoe.tl.embed`.
     gene_key, organism
         As for `tahoe.pp.map_genes`. If neither is given, genes that `source` has mapped already are taken as they are.
     key_added

@@ -63,7 +63,7 @@ def resolve_names(names: np.ndarray, organism: str, *, repair: bool = True) -> R
         genes=np.zeros(n_names, dtype=np.int64),
         tiers=np.full(n_names, UNMAPPED, dtype=np.int8),
         certainty=np.full(n_names, np.iinfo(np.int32).max, dtype=np.int32),
-        annotation=table.annotation(rows[rows >= 0]),
+        annotation=_annotation(names, rows, table, organism),
     )
     resolved.enter(np.arange(n_names), *table.meaning(rows, resolved.annotation), stage=0)
     _read_ids(names, table, resolved, organism)
@@ -72,6 +72,16 @@ def resolve_names(names: np.ndarray, organism: str, *, repair: bool = True) -> R
     if organism == "mouse":
         resolved.tiers[resolved.tiers < AMBIGUOUS] = ORTHOLOG
     return resolved
+
+
+def _annotation(names: np.ndarray, rows: np.ndarray, table: GeneTable, organism: str) -> int | None:
+    """The older annotation that knows most of the names, without the genome that may stand before each of them."""
+    behind = [
+        (place, match.end()) for place in np.flatnonzero(rows < 0) if (match := PREFIX[organism].match(names[place]))
+    ]
+    bare = np.array([names[place][end:] for place, end in behind], dtype=object)
+    known = np.concatenate([rows, table.find(bare)])
+    return table.annotation(known[known >= 0])
 
 
 def _read_ids(names: np.ndarray, table: GeneTable, resolved: Resolved, organism: str) -> None:

@@ -124,7 +124,7 @@ def _looks_like(names: np.ndarray, organism: str) -> str:
         return 'The names look like mouse genes; pass organism="mouse" to go through orthologs.'
     if organism == "mouse" and share["human"] > 0.5:
         return 'The names look like human genes; leave organism="mouse" away.'
-    hint = "Is gene_key= the right column, and is this a human data set?"
+    hint = f"Is gene_key= the right column, and is this a {organism} data set?"
     if len(present) < FEW_GENES:
         hint += f" With {len(present):,} genes it may be a selection of variable ones: map the genes before selecting."
     return hint
@@ -146,6 +146,7 @@ def check_coverage(
     vocabulary_genes: Collection[str],
     *,
     names: np.ndarray,
+    organism: str = "human",
     warn_below: float = WARN_BELOW,
     refuse_below: float = REFUSE_BELOW,
 ) -> dict[str, Any]:
@@ -161,6 +162,8 @@ def check_coverage(
         The Ensembl ids that the model knows.
     names
         What the columns are called, for the message.
+    organism
+        Whose names they were taken for, for the message.
     warn_below, refuse_below
         Shares of the counts below which to warn and to refuse; 0 switches either off.
 
@@ -194,7 +197,7 @@ def check_coverage(
     hint = (
         "Most of these genes were recognised, but the model was not made with them."
         if recognised
-        else _looks_like(names, "human")
+        else _looks_like(names, organism)
     )
     message = (
         f"the model knows {found['n_in_vocabulary']} of {len(gene)} genes, which hold {share:.1%} of the {what};"

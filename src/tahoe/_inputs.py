@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tahoe._adata import drugs_of, mapped_genes, provenance
+from tahoe._adata import drugs_of, mapped_genes, organism_of, provenance
 from tahoe._aggregate import aggregate
 from tahoe._dask import ModelReference, Recipe, aggregate_on_workers, cluster, settled_on
 from tahoe._engine import Stream
@@ -127,7 +127,12 @@ def read_inputs(
     parameters = {"mask_var": _told(mask_var), "min_coverage": min_coverage, "drug_key": drug_key}
     if whole:
         coverage = check_coverage(
-            genes[used], matrix.totals[used], loaded.vocabulary.genes, names=names[used], refuse_below=min_coverage
+            genes[used],
+            matrix.totals[used],
+            loaded.vocabulary.genes,
+            names=names[used],
+            organism=organism or organism_of(adata),
+            refuse_below=min_coverage,
         )
         parameters["share_in_vocabulary"] = coverage.get("share_in_vocabulary")
     column_tokens = np.where(used, loaded.vocabulary.tokens_of(genes), -1)

@@ -128,3 +128,17 @@ def test_nothing_is_unpickled_and_no_code_comes_with_a_model(reference):
     )
     for path in Path(tahoe.__file__).parent.rglob("*.py"):
         assert not forbidden.search(path.read_text()), path
+
+
+def test_a_copy_is_trained_and_the_model_stays_as_it_is(reference, tmp_path):
+    """Nor do the files change that its weights may be read from."""
+    folder = shutil.copytree(reference / "drug-model", tmp_path / "drug")
+    model = tahoe.load_model(folder, device="cpu", dtype="bfloat16")
+    mine = model.copy("mine")
+    assert (mine.name, mine.folder, mine.weights_sha256, mine.is_registered) == ("mine", None, "", False)
+    assert mine.dtype == torch.float32
+    assert mine.drugs == model.drugs
+    for weight in (*mine.network.parameters(), *tahoe.load_model(folder, device="cpu").network.parameters()):
+        weight.add_(1)
+    assert same_weights(model, tahoe.load_model(reference / "drug-model", device="cpu", dtype="bfloat16"))
+    assert same_weights(model, tahoe.load_model(folder, device="cpu", dtype="bfloat16"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from tahoe.model import hub
-from tahoe.model.attention import Spans
+from tahoe.model.attention import Spans, choose_attention
 from tahoe.model.checkpoint import write_checkpoint
 from tahoe.model.config import N_BINS
 from tahoe.model.layout import WEIGHTS_FILE, file_sha256
@@ -69,7 +70,7 @@ class TahoeModel:
 
     @property
     def is_registered(self) -> bool:
-        """Whether its name is enough to load it anywhere: a release on the Hub, or the demo model."""
+        """Whether its name is enough to load it anywhere, as for a release on the Hub or the demo model."""
         return self.revision is not None or self.folder == hub.demo_folder()
 
     @property
@@ -186,6 +187,28 @@ class TahoeModel:
         A checkpoint that is there already is replaced; one that was cut short does not load.
         """
         write_checkpoint(Path(folder), self.network, self.vocabulary, self.drugs)
+
+    def copy(self, name: str) -> TahoeModel:
+        """A second model with the same weights, in float32, to be trained or changed; this one stays as it is.
+
+        A model that is trained in place would still bear the name and the hash of what it was.
+
+        Parameters
+        ----------
+        name
+            What provenance and model card call it.
+
+        Examples
+        --------
+        >>> import tahoe
+        >>> model = tahoe.load_model("demo")
+        >>> mine = model.copy("mine")
+        >>> mine.name, mine.folder, mine.n_parameters == model.n_parameters
+        ('mine', None, True)
+        """
+        network = deepcopy(self.network).set_precision(torch.float32)
+        attention = choose_attention(None, self.device, torch.float32, self.config.d_model)
+        return TahoeModel(name, network, self.vocabulary, self.device, attention, drugs=dict(self.drugs))
 
     def push_to_hub(self, repository: str, *, folder: str = "", private: bool | None = None, about: str = "") -> str:
         """Upload the model to the Hugging Face Hub in the released layout, with a model card, in one commit.

@@ -70,7 +70,7 @@ class Losses:
 
     @property
     def total(self) -> Tensor:
-        """What is minimised: the mean over the decoders."""
+        """What is minimised, the mean over the decoders."""
         return self.expression if self.mvc is None else (self.expression + self.mvc) / 2
 
 

@@ -68,8 +68,10 @@ def attention(
     min_cells
         Leave out genes and pairs of genes that fewer cells express. A mean over one or two cells says little, and such
         pairs are often the strongest.
-    layer, drug_key, drugs, max_length, min_coverage, seed
-        As for `tahoe.tl.embed`. `layer` is one of ``adata.layers``, not of the network.
+    layer
+        One of ``adata.layers``, not of the network.
+    drug_key, drugs, max_length, min_coverage, seed
+        As for `tahoe.tl.embed`.
     key_added
         Where in ``adata.varp`` the result goes; with `groupby`, ``f"{key_added}_{group}"`` for each group,
         with ``_`` for any ``/`` in its name.

@@ -78,9 +78,10 @@ def predict_expression(
     decoder
         ``"expression"`` reads the output at the gene's own token. ``"mvc"`` knows only the cell's embedding and which
         gene is meant.
-    layer, drug_key, drugs, max_length, min_coverage, seed
-        As for `tahoe.tl.embed`. Genes that a cell loses above `max_length` are not predicted; those in `genes` come on
-        top of it.
+    max_length
+        As for `tahoe.tl.embed`. Genes that a cell loses above it are not predicted; those in `genes` come on top of it.
+    layer, drug_key, drugs, min_coverage, seed
+        As for `tahoe.tl.embed`.
     key_added
         Where the predictions go.
     device, dtype, attention, token_budget
