@@ -47,6 +47,17 @@ def test_python_in_the_pages_parses(page):
         ast.parse(block)
 
 
+def test_the_way_to_gradients():
+    text = (DOCS / "api" / "model.md").read_text(encoding="utf-8")
+    names = {"tahoe": tahoe, "adata": tahoe.datasets.pbmc68k()}
+    for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        exec(block, names)
+    gradient = names["inputs"].grad
+    inside = gradient[: names["tokens"].bounds[1]]
+    assert inside.abs().sum() > 0
+    assert gradient.abs().sum() == inside.abs().sum()
+
+
 def test_the_readme_points_to_what_exists():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "@@" not in text

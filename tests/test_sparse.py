@@ -121,6 +121,14 @@ def test_the_tokenizer_itself_reads_nothing_unsafe(tiny, full_cells, array, chan
         tiny.tokenize(assembled(sparse.csr_matrix, arrays, full_cells.shape), tokens)
 
 
+@pytest.mark.parametrize("change", [sparse.csc_matrix, lambda rows: rows.toarray()])
+def test_the_tokenizer_takes_rows_only(tiny, full_cells, change):
+    """Columns of a square matrix would pass for rows."""
+    square = change(full_cells.X[:, : full_cells.n_obs])
+    with pytest.raises(InputError, match=r"must be a CSR matrix, not .*tocsr"):
+        tiny.tokenize(square, np.arange(3, 3 + full_cells.n_obs))
+
+
 @pytest.mark.parametrize("more", [(1, 0), (0, 1), (1 << 40, 0), (0, 1 << 40), (-1, 0), (0, -1)])
 def test_shape_in_a_file(tiny, full_cells, tmp_path, more):
     full_cells.write_h5ad(tmp_path / "cells.h5ad")

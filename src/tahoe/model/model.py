@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from tahoe.errors import InputError
 from tahoe.model import hub
 from tahoe.model.attention import Spans, choose_attention
 from tahoe.model.checkpoint import write_checkpoint
@@ -94,7 +95,41 @@ class TahoeModel:
         seed: int = 0,
         drugs: np.ndarray | None = None,
     ) -> Tokens:
-        """Tokenise rows of a matrix whose columns have these token ids (`Vocabulary.tokens_of`)."""
+        """Tokenise rows of a matrix.
+
+        Parameters
+        ----------
+        block
+            The rows: a CSR matrix or array of counts, or of what `tahoe.tl.embed` would take for them.
+        column_tokens
+            Token id of each column, as `Vocabulary.tokens_of` gives it; -1 for a column to be left out.
+        max_length
+            Most tokens of a cell; `None` is no limit, other than in `tahoe.tl.embed`.
+        seed
+            Of the choice of genes in cells with more.
+        drugs
+            Drug of each row, for checkpoints with a drug encoder; `None` leaves the drug token away.
+
+        Raises
+        ------
+        tahoe.errors.InputError
+            If these are no CSR rows with as many columns as `column_tokens`, or a value is negative or not a number.
+
+        Examples
+        --------
+        >>> import tahoe
+        >>> adata = tahoe.datasets.pbmc68k()
+        >>> tahoe.pp.map_genes(adata)
+        >>> model = tahoe.load_model("demo", device="cpu")
+        >>> tokens = model.tokenize(adata.X[:5], model.vocabulary.tokens_of(adata.var["tahoe_gene"]))
+        >>> model.embed_cells(tokens).shape
+        torch.Size([5, 96])
+        """
+        if getattr(block, "format", "") != "csr":
+            message = (
+                f"the rows must be a CSR matrix, not {getattr(block, 'format', type(block).__name__)}; call tocsr()"
+            )
+            raise InputError(message)
         return tokenize(
             block.indptr,
             block.indices,

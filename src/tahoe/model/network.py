@@ -35,8 +35,11 @@ class Batch:
     """Some cells as packed tokens, on one device."""
 
     ids_T: Tensor
+    """Token ids (int64)."""
     values_T: Tensor
+    """Their bins, or log-transformed values (float32)."""
     cells: Spans
+    """Where each cell begins and ends."""
     masked_T: Tensor | None = None
     """Tokens whose value is hidden from the network, which is to predict it."""
     drugs_C: Tensor | None = None

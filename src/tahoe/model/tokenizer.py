@@ -37,7 +37,7 @@ class Tokens:
     """Cells as packed tokens, in the order of the rows they came from."""
 
     ids: np.ndarray
-    """Token ids (int64), (tokens,): the cell token, the drug token if there is one, then genes by rising id."""
+    """Token ids (int64), (tokens,). In each cell its own token, the drug token if there is one, genes by rising id."""
     values: np.ndarray
     """Bins, or log-transformed values, and the padding value for the special tokens (float32), (tokens,)."""
     bounds: np.ndarray

@@ -165,18 +165,38 @@ def train(
     network
         On the device to train on, in float32.
     sampler
-        Draws the cells of a step; the generator that it gets depends on ``plan.seed`` and the step alone, so that a
-        resumed run sees the cells that an undisturbed one would have seen.
+        Function of a `numpy.random.Generator` that draws the cells of a step, as `Tokens`. The generator depends on
+        ``plan.seed`` and the step alone, so that a resumed run sees the cells that an undisturbed one would have seen.
     plan
         Steps, rates and seed.
     state_file
         Where weights and optimiser state are saved (safetensors), and resumed from if the file is there.
     report
-        Called after each step.
+        Called after each step, with its number and its losses.
+    progress
+        Whether a bar is drawn.
 
     Returns
     -------
-    The network, in evaluation mode.
+    The network, in evaluation mode, without gradients.
+
+    Raises
+    ------
+    tahoe.errors.ModelError
+        If `state_file` is that of another network.
+
+    Examples
+    --------
+    >>> import tahoe
+    >>> from tahoe.model.training import TrainingPlan, train
+    >>> adata = tahoe.datasets.pbmc68k()
+    >>> tahoe.pp.map_genes(adata)
+    >>> mine = tahoe.load_model("demo", device="cpu").copy("mine")
+    >>> columns = mine.vocabulary.tokens_of(adata.var["tahoe_gene"])
+    >>> def draw(generator):
+    ...     return mine.tokenize(adata.X[generator.choice(adata.n_obs, 8)], columns, max_length=64)
+    >>> network = train(mine.network, draw, TrainingPlan(steps=2), progress=False)
+    >>> mine.save("mine")  # doctest: +SKIP
     """
     network.train().requires_grad_(True)
     device = next(network.parameters()).device
@@ -208,7 +228,12 @@ def train(
 def evaluate(network: Network, tokens: Tokens, *, seed: int = 0, cells_per_batch: int = 32) -> dict[str, float]:
     """Mean squared errors on masked genes of cells that were held out, for both decoders.
 
-    Beside them that of the best constant, the mean of the masked values, which knows nothing of gene or cell.
+    Which genes are masked depends on `seed` and on the cells. The network may be in the middle of its training.
+
+    Returns
+    -------
+    ``"expression_mse"`` and ``"mvc_mse"``, the errors of the decoders, and ``"constant_mse"``, that of the best
+    constant, the mean of the masked values, which knows nothing of gene or cell.
     """
     device = next(network.parameters()).device
     generator = np.random.default_rng(seed)

@@ -39,7 +39,7 @@ def map_genes(
     `None`, or the changed copy if ``copy=True``. Sets these fields:
 
     ``adata.var["tahoe_gene"]``
-        Ensembl id of each column, "" where it has none.
+        Ensembl id of each column, an empty string where it has none.
     ``adata.var["tahoe_match"]``
         How it was found: ``ensembl``, ``symbol``, ``previous``, ``alias``, ``retired`` or ``ortholog``; or why not:
         ``ambiguous``, ``duplicate`` or ``unmapped``.

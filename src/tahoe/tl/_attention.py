@@ -51,7 +51,7 @@ def attention(
     Parameters
     ----------
     adata
-        Annotated data matrix, cells × genes, human.
+        Annotated data matrix, cells × genes, human. In any storage that `tahoe.tl.embed` takes.
     model
         As for `tahoe.tl.embed`.
     network_layer

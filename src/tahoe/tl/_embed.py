@@ -53,7 +53,8 @@ def embed(
     Parameters
     ----------
     adata
-        Annotated data matrix, cells × genes, human. In memory (array, CSR, CSC) or backed (CSR).
+        Annotated data matrix, cells × genes, human. In memory (array, CSR, CSC), backed (CSR or dense),
+        or lazy, as `anndata.experimental.read_lazy` gives it (CSR or dense).
     model
         ``"70m"``, ``"1b"`` or ``"3b"`` (downloaded once), ``"demo"`` (ships with the package, not for science), a
         folder in the released layout, or what `tahoe.load_model` gave.
@@ -101,8 +102,9 @@ def embed(
 
     ``adata.obsm[key_added]`` : `numpy.ndarray` (float32, cells × d_model)
         The embeddings. NaN for a cell that expresses no gene of the vocabulary; a warning says how many there are.
+        From lazy data a dask array: the vectors are computed when they are asked for.
     ``adata.obs["tahoe_n_genes"]`` : `pandas.Series` (int)
-        How many genes of the vocabulary each cell expresses.
+        How many genes of the vocabulary each cell expresses. Not from lazy data, of which it would need a pass.
     ``adata.uns[key_added]`` : `dict`
         What is needed to repeat this: parameters, model and its hashes, the slot that was read, versions.
     ``adata.var["tahoe_gene"]``, ``adata.var["tahoe_match"]``, ``adata.uns["tahoe_genes"]``

@@ -50,7 +50,7 @@ def embed_genes(
     Parameters
     ----------
     adata
-        Annotated data matrix, cells × genes, human.
+        Annotated data matrix, cells × genes, human. In any storage that `tahoe.tl.embed` takes.
     model
         As for `tahoe.tl.embed`.
     groupby

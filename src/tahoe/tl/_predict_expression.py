@@ -66,7 +66,7 @@ def predict_expression(
     Parameters
     ----------
     adata
-        Annotated data matrix, cells × genes, human.
+        Annotated data matrix, cells × genes, human. In any storage that `tahoe.tl.embed` takes.
     model
         As for `tahoe.tl.embed`.
     genes
