@@ -249,6 +249,8 @@ def _others(matrix: Matrix) -> Iterator[tuple[Matrix, str]]:
     for layer in sorted(adata.layers, key=lambda name: "count" not in name.lower()):
         yield Matrix(adata.layers[layer], adata.var, f'layers["{layer}"]', adata), f'pass layer="{layer}"'
     if adata.raw is not None:
-        yield Matrix(adata.raw.X, adata.raw.var, "raw.X", adata), "pass use_raw=True"
+        # functions that write to the columns of X cannot read those of raw
+        how = "pass use_raw=True, or, to a function without use_raw=, adata.raw.to_adata()"
+        yield Matrix(adata.raw.X, adata.raw.var, "raw.X", adata), how
     if adata.X is not None:
         yield Matrix(adata.X, adata.var, "X", adata), "leave layer= and use_raw= away"
