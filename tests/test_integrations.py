@@ -62,7 +62,8 @@ def test_a_modality_of_mudata(vectors, tmp_path):
 def test_scib_metrics(vectors):
     pytest.importorskip("scib_metrics")
     names = run("scib-metrics")
-    np.testing.assert_array_equal(names["cells"].obsm["X_tahoe"], vectors)
+    # its Benchmarker moves last bits of the vectors that it is given
+    np.testing.assert_allclose(names["cells"].obsm["X_tahoe"], vectors, rtol=0, atol=1e-7)
     results = names["benchmarker"].get_results(min_max_scale=False).drop("Metric Type")
     assert set(results.index) == {"X_tahoe", "X_pca"}
     assert results.astype(float).notna().all(axis=None)
