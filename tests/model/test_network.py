@@ -191,13 +191,23 @@ def test_observed_weights_are_those_that_were_used():
     network = new_network(CONFIG, seed=5).eval()
     batch = random_batch(masked=True)
     seen = []
-    network(batch, "eager", observe=lambda layer, cell, w: seen.append((layer, cell, w)))
+    network.observe(batch, lambda layer, cell, w: seen.append((layer, cell, w)))
     assert [(layer, cell) for layer, cell, _ in seen] == [(i, c) for i in range(2) for c in range(4)]
     for _, cell, w in seen:
         masked = batch.masked_T.split(batch.cells.lengths)[cell]
         torch.testing.assert_close(w.sum(-1), torch.ones(w.shape[:2]))
         off_diagonal = ~torch.eye(len(masked), dtype=torch.bool)
         assert (w[:, off_diagonal & masked[None, :]] == 0).all()
+
+
+@torch.inference_mode()
+def test_layers_above_the_last_that_is_observed_are_not_computed(network):
+    seen, computed = [], []
+    for number, layer in enumerate(network.layers):
+        layer.register_forward_hook(lambda *_, number=number: computed.append(number))
+    network.observe(random_batch(), lambda layer, *_: seen.append(layer), [1])
+    assert set(seen) == {1}
+    assert computed == [0]
 
 
 @torch.inference_mode()

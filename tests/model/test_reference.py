@@ -116,7 +116,7 @@ def test_mean_gene_vectors(case):
 @torch.inference_mode()
 def test_attention_weights(case):
     kept = {}
-    case.model.network(case.batch(), observe=lambda layer, cell, weights: kept.setdefault((layer, cell), weights))
+    case.model.network.observe(case.batch(), lambda layer, cell, weights: kept.setdefault((layer, cell), weights))
     for name in case.truth.files:
         if name.startswith("attn_"):
             cell = int(name.removeprefix("attn_"))

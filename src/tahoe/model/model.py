@@ -209,7 +209,7 @@ class TahoeModel:
     @torch.inference_mode()
     def observe(self, tokens: Tokens, layers: Sequence[int], observer: Observer) -> None:
         """Show the attention weights of some layers to ``observer(layer, cell, weights)``, one cell at a time."""
-        self.network(self.batch(tokens), self.attention, observe=observer, layers=layers)
+        self.network.observe(self.batch(tokens), observer, layers, self.attention)
 
     @torch.inference_mode()
     def gene_inputs(self, tokens: np.ndarray) -> torch.Tensor:
@@ -217,9 +217,10 @@ class TahoeModel:
         return self.network.gene_inputs(torch.from_numpy(tokens).to(self.device))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the four files of the released layout into a folder, weights in the model's precision.
+        """Write the four files of the released layout into a folder.
 
-        A checkpoint that is there already is replaced; one that was cut short does not load.
+        Weights are written in the precision in which they are held, so load with ``dtype="float32"`` what is to be
+        written whole. A checkpoint that is there already is replaced; one that was cut short does not load.
         """
         write_checkpoint(Path(folder), self.network, self.vocabulary, self.drugs)
 

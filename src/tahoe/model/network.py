@@ -218,26 +218,30 @@ class Network(nn.Module):
         self.expression = ExpressionDecoder(config)
         self.mvc = MVCDecoder(config) if config.mvc_decoder else None
 
-    def forward(
-        self,
-        batch: Batch,
-        attention: str = "sdpa",
-        observe: Observer | None = None,
-        layers: Sequence[int] | None = None,
-    ) -> Tensor:
-        """Outputs of all tokens, (T, D) float32: a cell's embedding at its first token, its genes behind it.
-
-        `observe` is shown the attention weights of each cell in `layers`, by default in all of them.
-        """
+    def forward(self, batch: Batch, attention: str = "sdpa") -> Tensor:
+        """Outputs of all tokens, (T, D) float32: a cell's embedding at its first token, its genes behind it."""
         masked_T = self._hidden_keys(batch)
         x_TD = self.inputs(batch)
-        for number, layer in enumerate(self.layers):
-            if observe is not None and (layers is None or number in layers):
-                for cell in range(len(batch.cells.bounds) - 1):
-                    weights_HNN = layer.attention_weights(x_TD, batch.cells, cell, masked_T)  # type: ignore[operator]
-                    observe(number, cell, weights_HNN)
+        for layer in self.layers:
             x_TD = layer(x_TD, batch.cells, ATTENTION[attention], masked_T)
         return self.norm(x_TD)
+
+    def observe(
+        self, batch: Batch, observer: Observer, layers: Sequence[int] | None = None, attention: str = "sdpa"
+    ) -> None:
+        """Show the attention weights of each cell in `layers`, by default in all of them.
+
+        What lies above the last of these layers is not computed.
+        """
+        layers = range(len(self.layers)) if layers is None else layers
+        masked_T = self._hidden_keys(batch)
+        x_TD = self.inputs(batch)
+        for number, layer in enumerate(self.layers[: max(layers) + 1]):
+            if number in layers:
+                for cell in range(len(batch.cells.bounds) - 1):
+                    observer(number, cell, layer.attention_weights(x_TD, batch.cells, cell, masked_T))  # type: ignore[operator]
+            if number < max(layers):
+                x_TD = layer(x_TD, batch.cells, ATTENTION[attention], masked_T)
 
     def embed_cells(self, batch: Batch, attention: str = "sdpa") -> Tensor:
         """Embeddings of the cells, (C, D) float32, not normalised: what `forward` gives at each first token.

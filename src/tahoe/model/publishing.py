@@ -49,6 +49,7 @@ def model_card(model: TahoeModel, repository: str, folder: str, sha256: str, abo
     if model.name in RELEASES:
         head["base_model"] = RELEASES[model.name].repository
     where = f'snapshot_download("{repository}")' + (f' + "/{folder}"' if folder else "")
+    dtype = str(model.dtype).removeprefix("torch.")
     drugs = f", {config.drug_encoder.n_drugs} drugs" if config.drug_encoder else ""
     return f"""---
 {yaml.safe_dump(head, sort_keys=False).strip()}
@@ -58,7 +59,7 @@ def model_card(model: TahoeModel, repository: str, folder: str, sha256: str, abo
 
 {about.strip() or "A Tahoe-x1 network, saved with the Python package `tahoe`."}
 
-- {config.n_layers} layers × {config.d_model}, {config.n_heads} heads: {model.n_parameters:,} parameters
+- {config.n_layers} layers × {config.d_model}, {config.n_heads} heads: {model.n_parameters:,} parameters in {dtype}
 - {len(model.vocabulary.genes):,} genes{drugs}
 - `{WEIGHTS_FILE}` has sha256 `{sha256}`
 - the vocabulary has sha256 `{model.vocabulary.sha256}` (of its tokens and ids, in sorted order)

@@ -108,3 +108,8 @@ def _pool() -> ThreadPoolExecutor:
     # the default for threads to come was changed too
     torch.set_num_threads(before)
     return pool
+
+
+if hasattr(os, "register_at_fork"):
+    # A forked process has none of the threads, and would wait for them.
+    os.register_at_fork(after_in_child=_pool.cache_clear)
