@@ -57,6 +57,12 @@ def test_gene_vectors_match_the_reference(cells, model, reference):
     np.testing.assert_allclose(cells.varm["tahoe"][seen], truth["mean_gene_emb"][tokens[seen]], atol=1e-5, rtol=0)
 
 
+def test_each_block_of_cells_has_its_own_drugs(cells, model, monkeypatch):
+    at_once = embed(cells, model, drug_key="drugs")
+    monkeypatch.setattr("tahoe._rows.BLOCK_CELLS", 10)
+    np.testing.assert_array_equal(embed(cells, model, drug_key="drugs"), at_once)
+
+
 def test_drugs_from_a_mapping_or_a_file(cells, model, tmp_path):
     expected = embed(cells, model, drug_key="drugs")
     known, model.drugs = model.drugs, {}
