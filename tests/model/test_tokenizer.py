@@ -69,6 +69,11 @@ def test_bins_are_those_of_the_definition(seed, kind):
             np.testing.assert_array_equal(tokens.values[start + 1 : stop], slow_bins(row[expressed]))
 
 
+def test_special_tokens_are_no_genes():
+    vocabulary = Vocabulary({"<pad>": 0, "<cls>": 1, "A": 2})
+    assert vocabulary.tokens_of(["<cls>", "<pad>", "", "A"]).tolist() == [-1, -1, -1, 2]
+
+
 def test_bins_of_real_cells(heart):
     vocabulary = Vocabulary({"<pad>": 0, "<cls>": 1, **{gene: i + 2 for i, gene in enumerate(heart.var_names)}})
     columns = vocabulary.tokens_of(heart.var_names)
