@@ -69,6 +69,16 @@ def test_saved_loads_bit_for_bit(folder, tmp_path):
         torch.testing.assert_close(again.network.state_dict()[name], weight, rtol=0, atol=0)
 
 
+def test_saved_gives_the_same_vectors(tmp_path):
+    model = load_model("demo", device="cpu").copy("mine")
+    model.save(tmp_path / "mine")
+    again = load_model(tmp_path / "mine", device="cpu")
+    assert {weight.data_ptr() % 64 for weight in again.network.state_dict().values()} == {0}
+    cells = tahoe.datasets.pbmc68k()[:20]
+    tokens = model.tokenize(cells.X, model.vocabulary.tokens_of(tahoe.pp.map_genes(cells, copy=True).var["tahoe_gene"]))
+    torch.testing.assert_close(again.embed_cells(tokens), model.embed_cells(tokens), rtol=0, atol=0)
+
+
 def test_keys_without_prefix_are_accepted(folder):
     path = folder / "model.safetensors"
     # copies: weights are mapped from the file, which is written over next
