@@ -160,6 +160,7 @@ def map_genes(source: str, gene_key: str | None, organism: str, output: str | No
     """Report which genes of SOURCE the models know, and what is lost. SOURCE is not changed, and no model is needed."""
     from tahoe._runs import mapped
 
+    logging.getLogger("tahoe").setLevel(logging.WARNING)  # the report says all of it
     click.echo(mapped(source, gene_key, organism, output))
 
 
