@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import warnings
+
+import anndata
 import h5py
 import numpy as np
 import pytest
@@ -55,3 +59,31 @@ def test_damaged_file(tiny, full_cells, tmp_path, damage):
     with pytest.raises(InputError):
         tahoe.embed_file(tmp_path / "cells.h5ad", tmp_path / "out.zarr", tiny)
     assert [path.name for path in tmp_path.iterdir()] == ["cells.h5ad"]
+
+
+STORE_DAMAGE = {
+    "a key that zarr does not know": lambda told: json.dumps({**told, "unknown": 1}),
+    "a key inside of one that zarr does not know": lambda told: json.dumps(told).replace(
+        '"X": {', '"X": {"unknown": 1, '
+    ),
+    "no format": lambda told: json.dumps({**told, "zarr_format": None}),
+    "another node": lambda told: json.dumps({**told, "node_type": "array"}),
+    "no object": lambda told: "[]",
+    "no JSON": lambda told: json.dumps(told)[:-1],
+    "nothing": lambda told: "",
+}
+
+
+@pytest.mark.parametrize("damage", STORE_DAMAGE)
+def test_damaged_store(tiny, full_cells, tmp_path, damage):
+    with warnings.catch_warnings(), anndata.settings.override(zarr_write_format=3):
+        warnings.simplefilter("ignore")
+        full_cells.write_zarr(tmp_path / "cells.zarr")
+    metadata = tmp_path / "cells.zarr" / "zarr.json"
+    told = metadata.read_text()
+    changed = STORE_DAMAGE[damage](json.loads(told))
+    assert changed != told
+    metadata.write_text(changed)
+    with pytest.raises(InputError, match=r"cells\.zarr"):
+        tahoe.embed_file(tmp_path / "cells.zarr", tmp_path / "out.zarr", tiny)
+    assert [path.name for path in tmp_path.iterdir()] == ["cells.zarr"]
