@@ -18,11 +18,14 @@ import torch
 from measuring import SHAPES, best_rate, draw_lengths, draw_model, draw_tokens, machine, measured, operations, peak
 from measuring import start_peak as start
 
-from tahoe.model.attention import ATTENTION
+from tahoe.model.attention import ATTENTION, entries
+from tahoe.model.exponentials import exponentials
 from tahoe.model.linear import has_bfloat16
 from tahoe.model.streams import spread
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tahoe.model import TahoeModel, Tokens
 
 CPU = torch.device("cpu")
@@ -47,20 +50,22 @@ def parts(model: TahoeModel, length: int) -> dict[str, float]:
         context = attend(q, k, v, cell.cells, cell.cells, None).flatten(-2)
         hidden = layer.up(normed, layer.activation)
         layers = len(network.layers)
-        calls = {
+        # Scores of a block, which lie in the cache.
+        scores, totals = entries(torch.randn(256, length).to(q.dtype)), np.empty(256, np.float32)
+        blocks = (layers - 1) * q.shape[1] * length / 256
+        calls: dict[str, tuple[float, Callable[[], object]]] = {
             "linear layers": (layers - 1, lambda: (layer.qkv(normed), layer.attention_out(context))),
             "linear layers of the feed-forward": (
                 layers - 1,
                 lambda: (layer.up(normed, layer.activation), layer.down(hidden)),
             ),
             "attention": (layers - 1, lambda: attend(q, k, v, cell.cells, cell.cells, None)),
-            "of it softmax": ((layers - 1) * q.shape[1], lambda: scores.softmax(-1)),
+            "of it exponentials": (blocks, lambda: exponentials(scores, np.float32(0), totals)),
             "norms and residuals": (2 * (layers - 1), lambda: x + layer._before(x, layer.attention_norm)),
             "last layer": (1, lambda: layer.first_tokens(x, cell, attend)),
             "inputs": (1, lambda: network.inputs(cell)),
             "all": (1, lambda: network.embed_cells(cell, model.attention)),
         }
-        scores = torch.randn(length, length).to(q.dtype)
         for name, (times, call) in calls.items():
             took = []
             for _ in range(9):
@@ -96,6 +101,7 @@ def main() -> None:
     if not has_bfloat16():
         print("this CPU does not multiply bfloat16 by itself: not measured")
         del models[torch.bfloat16]
+    vectors = {dtype: model.embed_cells(some) for dtype, model in models.items()}
     seconds: dict[torch.dtype, list[float]] = {dtype: [] for dtype in models}
     rates: dict[torch.dtype, list[float]] = {dtype: [] for dtype in models}
     most = dict.fromkeys(models, 0)
@@ -107,8 +113,8 @@ def main() -> None:
             most[dtype] = max(most[dtype], peak() - before)
     print("\n| precision | cells/s | tokens/s | TFLOP/s | best products | share | peak | deviation | cosine |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for dtype, model in models.items():
-        found, took, best = model.embed_cells(some), statistics.median(seconds[dtype]), max(rates[dtype])
+    for dtype, found in vectors.items():
+        took, best = statistics.median(seconds[dtype]), max(rates[dtype])
         cosine = torch.nn.functional.cosine_similarity(found, reference).min()
         shares = [work / s / rate for s, rate in zip(seconds[dtype], rates[dtype], strict=True)]
         print(

@@ -8,8 +8,10 @@ import torch
 
 from tahoe.errors import DeviceError
 from tahoe.model import Batch, ModelConfig
-from tahoe.model.attention import ATTENTION, Spans, choose_attention, weights
+from tahoe.model.attention import ATTENTION, Spans, choose_attention, entries, weights
+from tahoe.model.compiling import compiled
 from tahoe.model.config import DrugEncoderConfig
+from tahoe.model.exponentials import exponentials
 from tahoe.model.linear import Linear, has_onednn
 from tahoe.model.network import ACTIVATIONS, Network
 from tahoe.model.training import new_network
@@ -228,6 +230,44 @@ def test_blocks_of_queries_meet(monkeypatch):
     spans = Spans.of([0, 150], CPU)
     formula = torch.einsum("hqn,nhk->qhk", weights(q, k), v)
     torch.testing.assert_close(ATTENTION["blocked"](q, k, v, spans, spans, None), formula, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_exponentials(dtype):
+    generator = torch.Generator().manual_seed(0)
+    scores = (torch.randn(20, 333, generator=generator) * torch.logspace(-3, 3, 20)[:, None]).to(dtype)
+    scores[1], scores[2], scores[3] = scores[1].abs() - 100, scores[2].abs() + 100, -0.0
+    wide, powers, totals = scores.to(torch.float32, copy=True), scores.clone(), np.empty(20, np.float32)
+    exponentials(entries(powers), np.float32(0.3), totals)
+    exponentials(entries(wide), np.float32(0.3), np.empty(20, np.float32))
+    assert torch.equal(powers, wide.to(dtype))
+    exponents = scores.double() * 0.3 - scores.double().amax(1, keepdim=True) * 0.3
+    exact = exponents.exp()
+    bound = 3e-7 * (1 + exponents.abs().clamp(max=87)) * exact + 2e-38
+    assert ((wide.double() - exact).abs() <= bound).all()
+    np.testing.assert_allclose(totals, exact.sum(1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bits", [0x7F800000, 0x7FC00000, 0x7FFFFFFF, -0x400000, -1], ids=hex)
+def test_exponentials_do_not_hide_what_is_no_number(dtype, bits):
+    scores = torch.randn(3, 100, generator=torch.Generator().manual_seed(0))
+    scores, totals = scores.to(dtype), np.empty(3, np.float32)
+    if dtype == torch.bfloat16:
+        scores.view(torch.int16)[1, 50] = bits >> 16
+    else:
+        scores.view(torch.int32)[1, 50] = bits
+    exponentials(entries(scores), np.float32(1), totals)
+    np.testing.assert_array_equal(np.isnan(totals), [False, True, False])
+
+
+def test_where_nothing_can_be_cached(monkeypatch):
+    def refuse(*_):
+        message = "cannot cache function: no locator available"
+        raise RuntimeError(message)
+
+    monkeypatch.setattr("numba.core.dispatcher.Dispatcher.enable_caching", refuse)
+    assert compiled()(lambda x: x + 1)(1) == 2
 
 
 @torch.inference_mode()

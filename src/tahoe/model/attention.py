@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -80,21 +81,34 @@ def sdpa(
 def blocked(
     q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, queries: Spans, keys: Spans, masked_T: Tensor | None = None
 ) -> Tensor:
-    """Write the formula out in blocks of queries, with oneDNN's matrix products: x86 CPUs, in inference."""
+    """Write the formula out in blocks of queries, with oneDNN's matrix products: x86 CPUs, in inference.
+
+    What is summed is divided by the sum of its weights in the end, where it is narrow.
+    """
     if masked_T is not None or not runs_in_onednn(q_THK):
         return sdpa(q_THK, k_THK, v_THK, queries, keys, masked_T)
+    from tahoe.model.exponentials import exponentials
+
     output_THK = torch.empty(q_THK.shape, dtype=q_THK.dtype)
+    scale = np.float32(q_THK.shape[-1] ** -0.5)
     cells = zip(output_THK.split(queries.lengths), _cells(q_THK, k_THK, v_THK, queries, keys, None), strict=True)
     for output_NHK, (q_NHK, k_NHK, v_NHK, _) in cells:
         rows = max(1, BLOCK // (len(k_NHK) * k_NHK.itemsize * 64)) * 64
+        totals_N1 = torch.empty(len(q_NHK), 1)
         for head in range(q_THK.shape[1]):
-            q_NK, k_NK = q_NHK[:, head].contiguous(), k_NHK[:, head] * q_THK.shape[-1] ** -0.5
-            v_KN = v_NHK[:, head].T.contiguous()
+            q_NK, k_NK, v_NK = (t[:, head].contiguous() for t in (q_NHK, k_NHK, v_NHK))
+            v_KN = v_NK.T.contiguous()
             for start in range(0, len(q_NK), rows):
-                scores = product(q_NK[start : start + rows], k_NK)
-                torch.softmax(scores, -1, out=scores)
-                output_NHK[start : start + rows, head] = product(scores, v_KN)
+                block = slice(start, start + rows)
+                scores = product(q_NK[block], k_NK)
+                exponentials(entries(scores), scale, totals_N1[block, 0].numpy())
+                torch.div(product(scores, v_KN), totals_N1[block], out=output_NHK[block, head])
     return output_THK
+
+
+def entries(scores: Tensor) -> np.ndarray:
+    """Scores for numpy, which has no bfloat16: its bits then."""
+    return (scores.view(torch.uint16) if scores.dtype == torch.bfloat16 else scores).numpy()
 
 
 def weights(q_NHK: Tensor, k_NHK: Tensor, masked_N: Tensor | None = None) -> Tensor:
@@ -184,6 +198,8 @@ def _why_not_packed(device: torch.device, dtype: torch.dtype) -> str | None:
 def _why_not_blocked(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cpu" or not has_onednn():
         return "it needs an x86 CPU, and a torch with oneDNN"
+    if importlib.util.find_spec("numba") is None:
+        return "it needs the package numba"
     if dtype == torch.float32 or dtype == torch.bfloat16 and has_bfloat16():
         return None
     return f"this CPU does not compute in {str(dtype).removeprefix('torch.')} by itself"

@@ -11,15 +11,16 @@ import numba
 import numba.extending
 import numpy as np
 
+from tahoe.model.compiling import compiled
+
 # Whole values below this are sorted by counting them.
 MOST = 4096
 LOWER = np.uint64(0xFFFFFFFF)
 HALF = np.uint64(32)
 intrinsic: Any = numba.extending.intrinsic
-compiled: Any = numba.njit(nogil=True, cache=True, error_model="numpy")
 
 
-@compiled
+@compiled()
 def tokenize_cells(
     indptr: Any,
     indices: Any,
@@ -69,7 +70,7 @@ def tokenize_cells(
         bounds[cell + 1] = end
 
 
-@compiled
+@compiled()
 def _take(start: int, stop: int, indices: Any, data: Any, column_tokens: Any, keys: Any, values: Any) -> Any:
     """Keep genes of the vocabulary that are not zero; say if tokens rise, and if all values are small and whole."""
     n, rising, whole, last = 0, True, True, np.int64(-1)
@@ -85,7 +86,7 @@ def _take(start: int, stop: int, indices: Any, data: Any, column_tokens: Any, ke
     return n, rising, whole
 
 
-@compiled
+@compiled()
 def _sorted(keys: Any, spare: Any, n: int, first_bit: int, last_bit: int) -> Any:
     """Sort keys by some of their bits, eight at a time; the second array that comes back is free."""
     places = np.empty(257, np.int64)
@@ -104,7 +105,7 @@ def _sorted(keys: Any, spare: Any, n: int, first_bit: int, last_bit: int) -> Any
     return keys, spare
 
 
-@compiled
+@compiled()
 def _bin_counts(values: Any, n: int, counts: Any, grades: Any, edges: Any, bins: Any) -> None:
     """Bins of small whole values. `counts` is zero before and after."""
     largest = np.int64(0)
@@ -135,7 +136,7 @@ def _bin_counts(values: Any, n: int, counts: Any, grades: Any, edges: Any, bins:
     counts[: largest + 1] = 0
 
 
-@compiled
+@compiled()
 def _bin_values(values: Any, order: Any, n: int, grades: Any, edges: Any, bins: Any) -> None:
     """Bins of any values, where the lower halves of `order` say which is the first, the second …."""
     for grade in range(len(grades)):
@@ -151,7 +152,7 @@ def _bin_values(values: Any, order: Any, n: int, grades: Any, edges: Any, bins: 
         bins[place] = 1 + edge
 
 
-@compiled
+@compiled()
 def _between(below: Any, above: Any, share: Any) -> Any:
     """Interpolate as torch.lerp does: from the nearer side, and rounding once."""
     if share < np.float32(0.5):
@@ -165,7 +166,7 @@ def _fused(_: Any, a: Any, b: Any, c: Any) -> Any:
     return numba.float32(a, b, c), lambda _, builder, __, arguments: builder.fma(*arguments)
 
 
-@compiled
+@compiled()
 def _keep(keys: Any, hashes: Any, n: int, most: int, seed: Any, bins: Any, bin_bits: Any) -> int:
     """Move the entries with the smallest hashes to the front, in their order, as `tokenizer.hash_ranks` ranks them."""
     total = seed
@@ -184,7 +185,7 @@ def _keep(keys: Any, hashes: Any, n: int, most: int, seed: Any, bins: Any, bin_b
     return kept
 
 
-@compiled
+@compiled()
 def _smallest(hashes: Any, n: int, rank: int) -> Any:
     """Find the hash at this rank, from 1, by counting their upper bits: few then share those of the one sought."""
     counts, shift = np.zeros(4096, np.int32), np.uint64(52)
@@ -204,7 +205,7 @@ def _smallest(hashes: Any, n: int, rank: int) -> Any:
     return last
 
 
-@compiled
+@compiled()
 def _mixed(key: Any) -> Any:
     """Spread the bits of a key, as `tokenizer.mixed` does."""
     key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
