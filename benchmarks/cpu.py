@@ -18,9 +18,10 @@ import torch
 from measuring import SHAPES, best_rate, draw_lengths, draw_model, draw_tokens, machine, measured, operations, peak
 from measuring import start_peak as start
 
-from tahoe.model.attention import ATTENTION, entries
+from tahoe.model.attention import ATTENTION
+from tahoe.model.compiling import entries
 from tahoe.model.exponentials import exponentials
-from tahoe.model.linear import has_bfloat16
+from tahoe.model.linear import computed_in, has_bfloat16, has_int8
 from tahoe.model.streams import spread
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def parts(model: TahoeModel, length: int) -> dict[str, float]:
             "attention": (layers - 1, lambda: attend(q, k, v, cell.cells, cell.cells, None)),
             "of it exponentials": (blocks, lambda: exponentials(scores, np.float32(0), totals)),
             "norms and residuals": (2 * (layers - 1), lambda: x + layer._before(x, layer.attention_norm)),
-            "last layer": (1, lambda: layer.first_tokens(x, cell, attend)),
+            "last layer": (1, lambda: network.layers[-1].first_tokens(x, cell, attend)),
             "inputs": (1, lambda: network.inputs(cell)),
             "all": (1, lambda: network.embed_cells(cell, model.attention)),
         }
@@ -85,9 +86,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--parts", type=int, metavar="TOKENS", help="only say where the time of a cell goes")
     arguments = parser.parse_args()
+    native = {torch.float32: True, torch.bfloat16: has_bfloat16(), torch.int8: has_int8()}
+    dtypes = [dtype for dtype, can in native.items() if can]
     if arguments.parts:
         print(machine())
-        for dtype in (torch.float32, torch.bfloat16):
+        for dtype in dtypes:
             seconds = parts(draw_model(arguments.shape, CPU, dtype), arguments.parts)
             print(f"{dtype}:", ", ".join(f"{name} {1000 * took:.0f} ms" for name, took in seconds.items()))
         return
@@ -97,17 +100,14 @@ def main() -> None:
 
     some = draw_tokens(draw_lengths(6, seed=1), seed=1)
     reference = by_the_formula(draw_model(arguments.shape, CPU, torch.float32), some)
-    models = {dtype: draw_model(arguments.shape, CPU, dtype) for dtype in (torch.float32, torch.bfloat16)}
-    if not has_bfloat16():
-        print("this CPU does not multiply bfloat16 by itself: not measured")
-        del models[torch.bfloat16]
+    models = {dtype: draw_model(arguments.shape, CPU, dtype) for dtype in dtypes}
     vectors = {dtype: model.embed_cells(some) for dtype, model in models.items()}
     seconds: dict[torch.dtype, list[float]] = {dtype: [] for dtype in models}
     rates: dict[torch.dtype, list[float]] = {dtype: [] for dtype in models}
     most = dict.fromkeys(models, 0)
     for _ in range(arguments.repeats):
         for dtype, model in models.items():
-            rates[dtype].append(best_rate(CPU, dtype, repeats=2))
+            rates[dtype].append(best_rate(CPU, computed_in(dtype), repeats=2))
             before = start()
             seconds[dtype].append(measured(lambda model=model: model.embed_cells(tokens)))
             most[dtype] = max(most[dtype], peak() - before)

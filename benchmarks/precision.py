@@ -1,7 +1,7 @@
-"""How far bfloat16 is from float32 on real cells: ``python benchmarks/precision.py CELLS.h5ad … [--model demo]``.
+"""How far a precision is from float32 on real cells: ``python benchmarks/precision.py CELLS.h5ad … [--dtype int8]``.
 
-Each file's first cells are embedded in both precisions; the cosine of a cell is between its two vectors. `--model
-70m-shape` is a network of that shape with random weights, which knows the genes of the file.
+Each file's first cells are embedded in both precisions; the cosine of a cell is between its two vectors. `--model`
+is a name or a folder; `70m-shape` is a network of that shape with random weights, which knows the genes of the file.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ def main() -> None:
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--model", default="demo")
     parser.add_argument("--cells", type=int, default=200)
+    parser.add_argument("--dtype", default="bfloat16")
     arguments = parser.parse_args()
     tahoe.settings.progress = False
-    print(f"{machine()}\n{arguments.model}\n")
+    print(f"{machine()}\n{arguments.model}, {arguments.dtype}\n")
     print("| file | cells | genes a cell | lowest cosine | median |\n|---|---|---|---|---|")
     for file in arguments.files:
         adata = anndata.read_h5ad(file)[: arguments.cells].copy()
         tahoe.pp.map_genes(adata)
-        exact, rounded = (vectors(adata, arguments.model, dtype) for dtype in ("float32", "bfloat16"))
+        exact, rounded = (vectors(adata, arguments.model, dtype) for dtype in ("float32", arguments.dtype))
         cosine = torch.nn.functional.cosine_similarity(exact, rounded)
         cosine, n_genes = cosine[~cosine.isnan()], adata.obs["tahoe_n_genes"].median()
         print(

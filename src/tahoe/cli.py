@@ -93,7 +93,7 @@ how_to_embed = _grouped(
 )
 where_to_run = _grouped(
     click.option("--device", help="cpu, cuda, cuda:1 or mps; by default the best there is."),
-    click.option("--dtype", help="float32, bfloat16 or float16; by default what suits the device."),
+    click.option("--dtype", help="float32, bfloat16, float16 or int8; by default what suits the device."),
     click.option("--attention", help="sdpa, blocked, varlen, eager or flash; by default what suits the device."),
     click.option("--token-budget", type=int, help="Most tokens at once; by default what fits the memory."),
     click.option("--workers", type=click.IntRange(1), help="Spread the work over so many processes (zarr output)."),

@@ -8,8 +8,8 @@ import torch
 
 from tahoe.errors import DeviceError
 from tahoe.model import Batch, ModelConfig
-from tahoe.model.attention import ATTENTION, Spans, choose_attention, entries, weights
-from tahoe.model.compiling import compiled
+from tahoe.model.attention import ATTENTION, Spans, choose_attention, weights
+from tahoe.model.compiling import compiled, entries
 from tahoe.model.config import DrugEncoderConfig
 from tahoe.model.exponentials import exponentials
 from tahoe.model.linear import Linear, has_onednn

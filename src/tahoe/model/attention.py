@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tahoe.errors import DeviceError
-from tahoe.model.linear import NARROW, has_bfloat16, has_onednn, product, runs_in_onednn
+from tahoe.model.linear import NARROW, computed_in, has_bfloat16, has_onednn, product, runs_in_onednn
 
 # Bytes of the scores of one head that are held at a time: about what a second-level cache takes. Measured on Zen 5.
 BLOCK = 1536 << 10
@@ -87,6 +87,7 @@ def blocked(
     """
     if masked_T is not None or not runs_in_onednn(q_THK):
         return sdpa(q_THK, k_THK, v_THK, queries, keys, masked_T)
+    from tahoe.model.compiling import entries
     from tahoe.model.exponentials import exponentials
 
     output_THK = torch.empty(q_THK.shape, dtype=q_THK.dtype)
@@ -104,11 +105,6 @@ def blocked(
                 exponentials(entries(scores), scale, totals_N1[block, 0].numpy())
                 torch.div(product(scores, v_KN), totals_N1[block], out=output_NHK[block, head])
     return output_THK
-
-
-def entries(scores: Tensor) -> np.ndarray:
-    """Scores for numpy, which has no bfloat16: its bits then."""
-    return (scores.view(torch.uint16) if scores.dtype == torch.bfloat16 else scores).numpy()
 
 
 def weights(q_NHK: Tensor, k_NHK: Tensor, masked_N: Tensor | None = None) -> Tensor:
@@ -164,6 +160,7 @@ def choose_attention(name: str | None, device: torch.device, dtype: torch.dtype,
     tahoe.errors.DeviceError
         If the function that was asked for by name cannot run here.
     """
+    dtype = computed_in(dtype)
     packed = _why_not_packed(device, dtype)
     if name in (None, "auto"):
         if packed is None:

@@ -95,6 +95,7 @@ def write_checkpoint(
     The weights are written beside those that may be there, and take their place last: a folder that was left half-way
     has the old checkpoint, or no weights, and then does not load.
     """
+    network.check_weights()
     folder.mkdir(parents=True, exist_ok=True)
     weights, unfinished = folder / WEIGHTS_FILE, folder / f"{WEIGHTS_FILE}.unfinished"
     model, collator = network.config.to_mappings()

@@ -7,6 +7,7 @@ Shapes are written as suffixes: M rows, K features in, N features out.
 
 from __future__ import annotations
 
+import importlib.util
 import platform
 from functools import cache
 from typing import TYPE_CHECKING
@@ -39,6 +40,21 @@ def has_bfloat16() -> bool:
     return has_onednn() and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
+@cache
+def has_int8() -> bool:
+    """Whether this CPU multiplies matrices of eight bits by itself."""
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    native = any(capabilities.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
+    return has_onednn() and native and importlib.util.find_spec("numba") is not None
+
+
+def computed_in(precision: torch.dtype) -> torch.dtype:
+    """The precision of what goes in and out of the linear layers."""
+    if precision == torch.int8:
+        return torch.bfloat16 if has_bfloat16() else torch.float32
+    return precision
+
+
 def runs_in_onednn(x: Tensor) -> bool:
     """Whether `product` computes with this tensor: on a CPU, in inference, in a precision that it knows."""
     if x.device.type != "cpu" or not torch.is_inference_mode_enabled():
@@ -51,16 +67,23 @@ def product(x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None, activ
     return torch.ops.mkldnn._linear_pointwise(x_MK, weight_NK, bias_N, activation, [], "none")
 
 
+def linear(
+    x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor, activation: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """A linear layer, and an activation behind it, the fastest exact way: (M, N)."""
+    narrow = min(weight_NK.shape) < NARROW
+    if narrow or not runs_in_onednn(x_MK) or x_MK.dtype != weight_NK.dtype:
+        y_MN = F.linear(x_MK, weight_NK, bias_N)
+    elif activation in FUSED:
+        return product(x_MK, weight_NK, bias_N, FUSED[activation])
+    else:
+        y_MN = product(x_MK, weight_NK, bias_N)
+    return y_MN if activation is None else activation(y_MN)
+
+
 class Linear(nn.Linear):
     """A linear layer, and an activation behind it, that go through oneDNN in inference on a CPU."""
 
     def forward(self, x_MK: Tensor, activation: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Apply the layer: (M, N)."""
-        narrow = min(self.weight.shape) < NARROW
-        if narrow or not runs_in_onednn(x_MK) or x_MK.dtype != self.weight.dtype:
-            y_MN = super().forward(x_MK)
-        elif activation in FUSED:
-            return product(x_MK, self.weight, self.bias, FUSED[activation])
-        else:
-            y_MN = product(x_MK, self.weight, self.bias)
-        return y_MN if activation is None else activation(y_MN)
+        return linear(x_MK, self.weight, self.bias, activation)

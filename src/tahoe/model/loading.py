@@ -13,7 +13,7 @@ from tahoe.model import hub
 from tahoe.model.attention import choose_attention
 from tahoe.model.checkpoint import read_checkpoint
 from tahoe.model.layout import WEIGHTS_FILE
-from tahoe.model.linear import has_bfloat16
+from tahoe.model.linear import has_bfloat16, has_int8
 from tahoe.model.model import TahoeModel
 from tahoe.settings import settings
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
 
 
 def load_model(
@@ -45,10 +45,14 @@ def load_model(
     device
         ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``. `None` picks CUDA, then MPS, then the CPU.
     dtype
-        Precision of the linear layers: ``"float32"``, ``"bfloat16"`` or ``"float16"``. Residual stream, norms and
-        softmax stay float32. `None` is the checkpoint's own precision where the device computes it by itself, else
-        float32: the released ones were trained in bfloat16, which Ampere GPUs and newer ones have, and CPUs with
-        AVX512-BF16 or AMX. The log and the provenance say which it was.
+        Precision of the linear layers: ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"int8"``. Residual stream,
+        norms and softmax stay float32. `None` is the checkpoint's own precision where the device computes it by
+        itself, else float32: the released ones were trained in bfloat16, which Ampere GPUs and newer ones have, and
+        CPUs with AVX512-BF16 or AMX. The log and the provenance say which it was.
+
+        ``"int8"`` rounds the weights of the linear layers, and what goes into them, to 8 bits, on CPUs with
+        AVX512-VNNI, AVX-VNNI or AMX. It is faster, most of all with the large models, and less exact: compare some of
+        your cells first.
     attention
         ``"varlen"`` (CUDA, 16-bit: all cells in one kernel), ``"blocked"`` (x86 CPUs: blocks that fit the cache),
         ``"sdpa"`` (anywhere, one cell at a time), ``"eager"`` (the formula written out), ``"flash"`` (the flash-attn
@@ -115,6 +119,12 @@ def _choose_dtype(dtype: str | torch.dtype | None, device: torch.device, precisi
     chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if chosen is None or chosen not in DTYPES.values():
         message = f"dtype={dtype!r} is not supported; use one of {', '.join(DTYPES)}"
+        raise DeviceError(message)
+    if chosen == torch.int8 and not (device.type == "cpu" and has_int8()):
+        message = (
+            f"dtype='int8' needs an x86 CPU with AVX512-VNNI, AVX-VNNI or AMX, and numba, and this is {device.type!r};"
+            " use dtype=None"
+        )
         raise DeviceError(message)
     return chosen
 

@@ -67,7 +67,7 @@ class TahoeModel:
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the linear layers."""
-        return self.network.expression.out.weight.dtype
+        return self.network.precision
 
     @property
     def is_registered(self) -> bool:
@@ -77,7 +77,7 @@ class TahoeModel:
     @property
     def n_parameters(self) -> int:
         """How many weights the network has."""
-        return sum(weight.numel() for weight in self.network.parameters())
+        return self.network.n_parameters
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -209,7 +209,9 @@ class TahoeModel:
     @torch.inference_mode()
     def observe(self, tokens: Tokens, layers: Sequence[int], observer: Observer) -> None:
         """Show the attention weights of some layers to ``observer(layer, cell, weights)``, one cell at a time."""
-        self.network.observe(self.batch(tokens), observer, layers, self.attention)
+        for cell in range(len(tokens)):
+            batch = self.batch(tokens.cells(cell, cell + 1))
+            self.network.observe(batch, _of_cell(cell, observer), layers, self.attention)
 
     @torch.inference_mode()
     def gene_inputs(self, tokens: np.ndarray) -> torch.Tensor:
@@ -242,6 +244,7 @@ class TahoeModel:
         >>> mine.name, mine.folder, mine.n_parameters == model.n_parameters
         ('mine', None, True)
         """
+        self.network.check_weights()
         network = deepcopy(self.network).set_precision(torch.float32)
         attention = choose_attention(None, self.device, torch.float32, self.config.d_model)
         return TahoeModel(name, network, self.vocabulary, self.device, attention, drugs=dict(self.drugs))
@@ -278,3 +281,8 @@ class TahoeModel:
             f" {self.n_parameters:,} parameters, {len(self.vocabulary.genes):,} genes;"
             f" {str(self.dtype).removeprefix('torch.')} on {self.device}, {self.attention} attention)"
         )
+
+
+def _of_cell(cell: int, observer: Observer) -> Observer:
+    """Give a cell that is alone in its batch its number."""
+    return lambda layer, _, weights_HNN: observer(layer, cell, weights_HNN)

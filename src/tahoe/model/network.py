@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tahoe.errors import ModelError
 from tahoe.model.attention import ATTENTION, Attention, Spans, weights
 from tahoe.model.config import N_BINS, DrugEncoderConfig, ModelConfig
-from tahoe.model.linear import Linear
+from tahoe.model.linear import Linear, computed_in, linear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -119,6 +120,7 @@ class Layer(nn.Module):
         self.activation = ACTIVATIONS[config.activation]
         self.pre_norm = config.pre_norm
         self.head_size = config.head_size
+        self.precision = torch.float32
 
     def forward(self, x_TD: Tensor, cells: Spans, attend: Attention, masked_T: Tensor | None = None) -> Tensor:
         """All tokens through the layer."""
@@ -130,8 +132,8 @@ class Layer(nn.Module):
         """Only the first token of each cell, which still looks at all tokens of its cell: (C, D)."""
         n_cells, width = len(batch.cells.bounds) - 1, x_TD.shape[-1]
         h_TD = self._before(x_TD, self.attention_norm)
-        q_CD = F.linear(h_TD[batch.starts_C], self.qkv.weight[:width], self.qkv.bias[:width])
-        k_TD, v_TD = F.linear(h_TD, self.qkv.weight[width:], self.qkv.bias[width:]).chunk(2, dim=-1)
+        q_CD = linear(h_TD[batch.starts_C], self.qkv.weight[:width], self.qkv.bias[:width])
+        k_TD, v_TD = linear(h_TD, self.qkv.weight[width:], self.qkv.bias[width:]).chunk(2, dim=-1)
         ones = Spans.of(list(range(n_cells + 1)), x_TD.device)
         context_CD = self._attend(q_CD, k_TD, v_TD, ones, batch.cells, attend, masked_T)
         return self._finish(x_TD[batch.starts_C], context_CD)
@@ -153,7 +155,7 @@ class Layer(nn.Module):
 
     def _before(self, x_TD: Tensor, norm: nn.LayerNorm) -> Tensor:
         """Norm where it comes first, and cast to the precision of the linear layers; x itself stays float32."""
-        return (norm(x_TD) if self.pre_norm else x_TD).to(self.qkv.weight.dtype)
+        return (norm(x_TD) if self.pre_norm else x_TD).to(self.precision)
 
     def _finish(self, x_TD: Tensor, context_TD: Tensor) -> Tensor:
         x_TD = x_TD + self.attention_out(context_TD)
@@ -180,8 +182,8 @@ class ExpressionDecoder(nn.Module):
     def forward(self, x_TD: Tensor) -> Tensor:
         """Prediction at each token: (T,) float32."""
         x_TD = x_TD.to(self.out.weight.dtype)
-        for linear in self.hidden:
-            x_TD = self.activation(linear(x_TD))
+        for hidden in self.hidden:
+            x_TD = self.activation(hidden(x_TD))
         return self.out(x_TD)[:, 0].float()
 
 
@@ -217,6 +219,8 @@ class Network(nn.Module):
         self.norm = nn.LayerNorm(width, eps=config.norm_eps) if config.pre_norm else nn.Identity()
         self.expression = ExpressionDecoder(config)
         self.mvc = MVCDecoder(config) if config.mvc_decoder else None
+        self.precision = torch.float32
+        self.n_parameters = sum(weight.numel() for weight in self.parameters())
 
     def forward(self, batch: Batch, attention: str = "sdpa") -> Tensor:
         """Outputs of all tokens, (T, D) float32: a cell's embedding at its first token, its genes behind it."""
@@ -287,11 +291,41 @@ class Network(nn.Module):
     def _hidden_keys(self, batch: Batch) -> Tensor | None:
         return batch.masked_T if self.config.hide_masked else None
 
-    def set_precision(self, dtype: torch.dtype) -> Network:
-        """Cast all weights but those of the norms, which stay float32 as the residual stream does."""
+    def set_precision(self, precision: torch.dtype) -> Network:
+        """Cast all weights but those of the norms, which stay float32 as the residual stream does.
+
+        In int8 are the linear layers of all layers but the last, and from there no way leads back.
+        """
+        self.check_weights()
+        self.precision, dtype = precision, computed_in(precision)
+        for module in self.modules():
+            if isinstance(module, Layer):
+                module.precision = dtype
+        if precision == torch.int8:
+            self._round_weights()
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 module.to(dtype)
             elif isinstance(module, nn.LayerNorm):
                 module.to(torch.float32)
         return self
+
+    def check_weights(self) -> None:
+        """Refuse what needs the weights themselves.
+
+        Raises
+        ------
+        tahoe.errors.ModelError
+            If only their rounded values are left.
+        """
+        if self.precision == torch.int8:
+            message = "this model has its weights in int8, which is for inference only; load it with dtype='float32'"
+            raise ModelError(message)
+
+    def _round_weights(self) -> None:
+        from tahoe.model.int8 import Int8Linear
+
+        for layer in self.layers[:-1]:
+            for name, module in list(layer.named_children()):
+                if isinstance(module, Linear):
+                    setattr(layer, name, Int8Linear(module))

@@ -183,7 +183,7 @@ def train(
     Raises
     ------
     tahoe.errors.ModelError
-        If `state_file` is that of another network.
+        If `state_file` is that of another network, or the weights are in int8.
 
     Examples
     --------
@@ -198,6 +198,7 @@ def train(
     >>> network = train(mine.network, draw, TrainingPlan(steps=2), progress=False)
     >>> mine.save("mine")  # doctest: +SKIP
     """
+    network.check_weights()
     network.train().requires_grad_(True)
     device = next(network.parameters()).device
     optimizer = _optimizer(network, plan)

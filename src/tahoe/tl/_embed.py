@@ -87,7 +87,7 @@ def embed(
     device
         ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``. `None` picks CUDA, then MPS, then the CPU, and logs which.
     dtype
-        ``"float32"``, ``"bfloat16"`` or ``"float16"``. `None`: see `tahoe.load_model`.
+        ``"float32"``, ``"bfloat16"``, ``"float16"`` or, on some CPUs, ``"int8"``. `None`: see `tahoe.load_model`.
     attention
         ``"varlen"``, ``"blocked"``, ``"sdpa"``, ``"eager"`` or ``"flash"``. `None` picks by device.
     token_budget
