@@ -257,7 +257,7 @@ def test_no_cuda(folder):
     [
         ({"device": "tpu9"}, "device='tpu9'"),
         ({"device": "meta"}, "not supported"),
-        ({"dtype": "int8"}, "dtype='int8'"),
+        ({"dtype": "int4"}, "dtype='int4'"),
         ({"attention": "varlen"}, "needs a CUDA device"),
         ({"attention": "flash"}, "needs a CUDA device"),
         ({"attention": "fast"}, "attention='fast' is unknown"),

@@ -424,7 +424,7 @@ def test_dense_counts_of_a_small_panel_are_fine(tiny, full_cells):
         ({"max_length": 1}, InputError, "max_length=1: it must be at least 2"),
         ({"token_budget": 0}, InputError, "token_budget=0: it must be at least 1"),
         ({"model": "7m"}, ModelError, "did you mean '70m'"),
-        ({"dtype": "int8"}, DeviceError, "dtype='int8'"),
+        ({"dtype": "int4"}, DeviceError, "dtype='int4'"),
         pytest.param(
             {"device": "cuda"},
             DeviceError,
