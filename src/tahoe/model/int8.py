@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tahoe.model.compiling import bits_of, compiled, entries, float_of
-from tahoe.model.linear import FUSED
+from tahoe.model.linear import FUSED, computed_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +24,8 @@ POSITIVE = np.int32(0x7FFFFFFF)
 
 class Int8Linear(nn.Module):
     """What replaces a linear layer, and an activation behind it, in inference."""
+
+    precision = computed_in(torch.int8)
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()

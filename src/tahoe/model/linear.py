@@ -84,6 +84,11 @@ def linear(
 class Linear(nn.Linear):
     """A linear layer, and an activation behind it, that go through oneDNN in inference on a CPU."""
 
+    @property
+    def precision(self) -> torch.dtype:
+        """What the input must be in."""
+        return self.weight.dtype
+
     def forward(self, x_MK: Tensor, activation: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Apply the layer: (M, N)."""
         return linear(x_MK, self.weight, self.bias, activation)

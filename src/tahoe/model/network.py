@@ -120,7 +120,6 @@ class Layer(nn.Module):
         self.activation = ACTIVATIONS[config.activation]
         self.pre_norm = config.pre_norm
         self.head_size = config.head_size
-        self.precision = torch.float32
 
     def forward(self, x_TD: Tensor, cells: Spans, attend: Attention, masked_T: Tensor | None = None) -> Tensor:
         """All tokens through the layer."""
@@ -155,7 +154,7 @@ class Layer(nn.Module):
 
     def _before(self, x_TD: Tensor, norm: nn.LayerNorm) -> Tensor:
         """Norm where it comes first, and cast to the precision of the linear layers; x itself stays float32."""
-        return (norm(x_TD) if self.pre_norm else x_TD).to(self.precision)
+        return (norm(x_TD) if self.pre_norm else x_TD).to(self.qkv.precision)
 
     def _finish(self, x_TD: Tensor, context_TD: Tensor) -> Tensor:
         x_TD = x_TD + self.attention_out(context_TD)
@@ -219,7 +218,7 @@ class Network(nn.Module):
         self.norm = nn.LayerNorm(width, eps=config.norm_eps) if config.pre_norm else nn.Identity()
         self.expression = ExpressionDecoder(config)
         self.mvc = MVCDecoder(config) if config.mvc_decoder else None
-        self.precision = torch.float32
+        self.has_weights = True
         self.n_parameters = sum(weight.numel() for weight in self.parameters())
 
     def forward(self, batch: Batch, attention: str = "sdpa") -> Tensor:
@@ -297,18 +296,19 @@ class Network(nn.Module):
         In int8 are the linear layers of all layers but the last, and from there no way leads back.
         """
         self.check_weights()
-        self.precision, dtype = precision, computed_in(precision)
-        for module in self.modules():
-            if isinstance(module, Layer):
-                module.precision = dtype
         if precision == torch.int8:
             self._round_weights()
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
-                module.to(dtype)
+                module.to(computed_in(precision))
             elif isinstance(module, nn.LayerNorm):
                 module.to(torch.float32)
         return self
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Precision of the linear layers."""
+        return self.expression.out.weight.dtype if self.has_weights else torch.int8
 
     def check_weights(self) -> None:
         """Refuse what needs the weights themselves.
@@ -318,7 +318,7 @@ class Network(nn.Module):
         tahoe.errors.ModelError
             If only their rounded values are left.
         """
-        if self.precision == torch.int8:
+        if not self.has_weights:
             message = "this model has its weights in int8, which is for inference only; load it with dtype='float32'"
             raise ModelError(message)
 
@@ -329,3 +329,4 @@ class Network(nn.Module):
             for name, module in list(layer.named_children()):
                 if isinstance(module, Linear):
                     setattr(layer, name, Int8Linear(module))
+        self.has_weights = False
