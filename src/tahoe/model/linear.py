@@ -45,7 +45,8 @@ def has_int8() -> bool:
     """Whether this CPU multiplies matrices of eight bits by itself."""
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     native = any(capabilities.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
-    return has_onednn() and native and importlib.util.find_spec("numba") is not None
+    known = has_onednn() and hasattr(torch.ops.onednn, "qlinear_pointwise")
+    return known and native and importlib.util.find_spec("numba") is not None
 
 
 def computed_in(precision: torch.dtype) -> torch.dtype:
