@@ -1,7 +1,8 @@
 """Workers of a dask cluster against plain processes, one thread each: ``python benchmarks/cluster.py [CELLS] [PAIRS]``.
 
 In turn, on the same file: two independent processes with half of the cells each, one dask worker, two dask workers. The
-time is that of `tahoe.embed_file` in processes that have loaded the model, so it has no start-up in it.
+time is that of `tahoe.embed_file` in processes that have loaded the model, so it has no start-up in it. dask's profiler
+of its workers is off, as `docs/guide/large_data.md` advises.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from time import perf_counter
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded, here and in the workers
 
+import dask
 import distributed
 import torch
 from large_file import tiled
@@ -53,6 +55,7 @@ def plain(files: list[Path], folder: Path) -> float:
 
 def on_workers(n_workers: int, cells: Path, folder: Path) -> float:
     with (
+        dask.config.set({"distributed.worker.profile.enabled": False}),
         distributed.LocalCluster(n_workers=n_workers, threads_per_worker=1, dashboard_address=None) as cluster,
         distributed.Client(cluster) as client,
     ):
