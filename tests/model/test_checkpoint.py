@@ -14,8 +14,9 @@ from tahoe.errors import DeviceError, ModelError
 from tahoe.model import ModelConfig
 from tahoe.model.checkpoint import KEYS, our_name, released_name
 from tahoe.model.config import ACTIVATIONS as NAMED
+from tahoe.model.encoders import ACTIVATIONS
 from tahoe.model.linear import has_bfloat16
-from tahoe.model.network import ACTIVATIONS, Network
+from tahoe.model.network import Network
 
 
 @pytest.fixture(params=["tiny", "drug"])

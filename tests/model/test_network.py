@@ -11,9 +11,10 @@ from tahoe.model import Batch, ModelConfig
 from tahoe.model.attention import ATTENTION, Spans, choose_attention, weights
 from tahoe.model.compiling import compiled, entries
 from tahoe.model.config import DrugEncoderConfig
+from tahoe.model.encoders import ACTIVATIONS
 from tahoe.model.exponentials import exponentials
 from tahoe.model.linear import Linear, has_onednn
-from tahoe.model.network import ACTIVATIONS, Network
+from tahoe.model.network import Network
 from tahoe.model.training import new_network
 
 CPU = torch.device("cpu")

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numba
 import numba.extending
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import numpy as np
-
 intrinsic: Any = numba.extending.intrinsic
+# All bits of a float32 but its sign.
+POSITIVE = np.int32(0x7FFFFFFF)
 
 
 def compiled(*freedoms: str) -> Callable[[Callable[..., Any]], Any]:

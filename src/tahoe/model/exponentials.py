@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from tahoe.model.compiling import bits_of, compiled, entry_of, float_of
+from tahoe.model.compiling import POSITIVE, bits_of, compiled, entry_of, float_of
 
 LOWEST, HALF, PER_BIT = np.float32(-87), np.float32(0.5), np.float32(1 / np.log(2))
 # The logarithm of two: twelve bits, of which any multiple that is needed is exact, and the rest.
 BIT = np.float32(2839 / 4096)
 REST = np.float32(np.log(2) - 2839 / 4096)
-POSITIVE = np.int32(0x7FFFFFFF)
 # The Taylor series: between -log(2) / 2 and log(2) / 2 its next term is below the last bit.
 C2, C3, C4, C5, C6 = (np.float32(1 / factorial) for factorial in (2, 6, 24, 120, 720))
 ONE = np.float32(1)

@@ -12,14 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tahoe.model.compiling import bits_of, compiled, entries, float_of
+from tahoe.model.compiling import POSITIVE, bits_of, compiled, entries, float_of
 from tahoe.model.linear import FUSED, computed_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 LARGEST, ZERO = 127, 128
-POSITIVE = np.int32(0x7FFFFFFF)
 
 
 class Int8Linear(nn.Module):
