@@ -10,6 +10,7 @@ import platform
 import resource
 import time
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from tahoe.model import ModelConfig, TahoeModel, Tokens, Vocabulary
+from tahoe.model import ModelConfig, Network, TahoeModel, Tokens, Vocabulary
 from tahoe.model.attention import choose_attention
 from tahoe.model.linear import has_onednn, product
 from tahoe.model.streams import n_streams, spread
@@ -29,7 +30,16 @@ if TYPE_CHECKING:
 
 N_GENES = 62_710
 SMALL = ModelConfig(
-    512, 12, 8, N_GENES + 10, gene_norm=True, value_norm=True, decoder_layers=1, mvc_scaled=True, precision="amp_bf16"
+    512,
+    12,
+    8,
+    N_GENES + 10,
+    activation="relu",
+    gene_norm=True,
+    value_norm=True,
+    decoder_layers=1,
+    mvc_scaled=True,
+    precision="amp_bf16",
 )
 SHAPES = {
     "70m": SMALL,
@@ -63,10 +73,13 @@ def draw_tokens(lengths: np.ndarray, seed: int = 0) -> Tokens:
     return Tokens(ids, values, bounds, lengths - 1)
 
 
-def draw_model(shape: str, device: str | torch.device, dtype: torch.dtype) -> TahoeModel:
-    """A network of a released shape with random weights, the same for each device and precision."""
+def draw_model(
+    shape: str, device: str | torch.device, dtype: torch.dtype, network: Network | None = None
+) -> TahoeModel:
+    """A network of a released shape with random weights, or a copy of one; the same in each precision."""
     config, device = SHAPES[shape], torch.device(device)
-    network = new_network(config).eval().requires_grad_(False).set_precision(dtype).to(device)
+    network = new_network(config, device=device) if network is None else deepcopy(network)
+    network.eval().requires_grad_(False).set_precision(dtype)
     vocabulary = Vocabulary({"<pad>": 0, "<cls>": 1, "<eoc>": 2, **{f"ENSG{i:011}": i + 3 for i in range(N_GENES)}})
     return TahoeModel(shape, network, vocabulary, device, choose_attention(None, device, dtype, config.d_model))
 

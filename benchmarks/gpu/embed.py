@@ -1,12 +1,13 @@
 """How fast cells go through networks of the released shapes on a GPU, with tokenising and without.
 
-    python benchmarks/gpu/embed.py [--shapes 70m 1b 3b] [--cells 2048] [--compile]
+    python benchmarks/gpu/embed.py [--shapes 70m 1b 3b] [--cells 1024] [--compile]
 
-It runs with torch, numpy, safetensors and `tahoe.model` alone (numba, if it is there, makes tokens faster). Weights are
+It runs with torch, numpy, scipy and what `tahoe.model` needs (numba, if it is there, makes tokens faster). Weights are
 random, the lengths of the cells are those of real ones. `--device cpu --shapes tiny --cells 8` tries it without a GPU.
 
-Measured in turns, in one run: the network alone, on tokens that lie on the device; the whole way from counts, tokenised
-by a thread that is one batch ahead; and the usual way, in padded batches of 64 with padding removed inside attention.
+Measured in turns, in one run: the network alone, on tokens that lie on the device, with the norms in kernels of their
+own and without, with each attention; the whole way from counts, as the verbs go it; and the usual way, in padded
+batches of 64 with padding removed inside attention. The larger the shape, the fewer cells.
 """
 
 from __future__ import annotations
@@ -15,53 +16,51 @@ import argparse
 import itertools
 import statistics
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import numpy as np
 import torch
+from scipy import sparse
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from measuring import SHAPES, best_rate, draw_lengths, draw_model, draw_tokens, machine, measured, operations
 
-from tahoe.model import TahoeModel, Tokens, tokenize
+from tahoe._engine import Stream, embed_cells
+from tahoe.model import TahoeModel, Tokens, fused
 from tahoe.model.attention import ATTENTION, Spans
+from tahoe.settings import settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from torch import Tensor
 
     from tahoe.model.network import Layer
 
 PADDED = 64
+# Of the cells that are asked for, so many take part.
+SHARE = {"1b": 6, "3b": 10}
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Cells as rows of a CSR matrix whose columns are the genes of the vocabulary, in their order."""
+def counts_of(tokens: Tokens, n_genes: int) -> list[sparse.csr_array]:
+    """Counts of the genes that these tokens are of, in blocks of 512 cells, in the order of the vocabulary."""
+    genes = tokens.ids >= 3
+    counts = np.random.default_rng(0).geometric(0.3, genes.sum()).astype(np.float32)
+    indptr = np.concatenate([[0], np.cumsum(tokens.n_genes)])
+    rows = sparse.csr_array((counts, (tokens.ids[genes] - 3).astype(np.int32), indptr), shape=(len(tokens), n_genes))
+    return [rows[start : start + 512] for start in range(0, len(tokens), 512)]
 
-    indptr: np.ndarray
-    indices: np.ndarray
-    data: np.ndarray
 
-    @classmethod
-    def of(cls, tokens: Tokens) -> Counts:
-        """Counts of the genes that these tokens are of."""
-        genes = tokens.ids >= 3
-        counts = np.random.default_rng(0).geometric(0.3, genes.sum()).astype(np.float32)
-        return cls(np.concatenate([[0], np.cumsum(tokens.n_genes)]), (tokens.ids[genes] - 3).astype(np.int32), counts)
-
-    def tokens(self, start: int, stop: int, model: TahoeModel) -> Tokens:
-        """Tokenise some of the cells."""
-        here = slice(self.indptr[start], self.indptr[stop])
-        rows = self.indptr[start : stop + 1] - self.indptr[start], self.indices[here], self.data[here]
-        columns = np.arange(3, model.config.vocab_size)
-        return tokenize(*rows, columns, config=model.config, vocabulary=model.vocabulary, max_length=2048)
+def from_counts(model: TahoeModel, blocks: list[sparse.csr_array], n_cells: int, token_budget: int) -> Tensor:
+    """The whole way, as `tahoe.tl.embed` goes it."""
+    columns = np.arange(3, model.config.vocab_size)
+    stream = Stream(blocks, columns, n_cells, 2048, token_budget=token_budget)
+    return torch.from_numpy(embed_cells(model, stream, normalize=False)[0])
 
 
 def cut(bounds: np.ndarray, budget: int) -> list[tuple[int, int]]:
@@ -71,21 +70,6 @@ def cut(bounds: np.ndarray, budget: int) -> list[tuple[int, int]]:
         last = int(np.searchsorted(bounds, bounds[cuts[-1]] + budget, side="right")) - 1
         cuts.append(max(last, cuts[-1] + 1))
     return list(itertools.pairwise(cuts))
-
-
-def from_counts(model: TahoeModel, counts: Counts, cuts: list[tuple[int, int]]) -> Tensor:
-    """The whole way: nothing waits for the device before the last batch is on its way."""
-
-    def ahead() -> Iterator[Tokens]:
-        with ThreadPoolExecutor(1) as thread:
-            coming = thread.submit(counts.tokens, *cuts[0], model)
-            for following in [*cuts[1:], None]:
-                tokens = coming.result()
-                if following:
-                    coming = thread.submit(counts.tokens, *following, model)
-                yield tokens
-
-    return torch.cat([model.embed_cells(tokens) for tokens in ahead()]).cpu()
 
 
 def padded_layer(layer: Layer, x_BND: Tensor, present_BN: Tensor, spans: Spans, attention: str) -> Tensor:
@@ -122,64 +106,124 @@ def busy(run: Callable[[], object], device: torch.device) -> float:
     return sum(event.self_device_time_total for event in profile.key_averages()) / 1e6 / seconds
 
 
+def without_kernels(run: Callable[[], Tensor]) -> Tensor:
+    """The same with norms, sums and casts one after the other."""
+    with mock.patch.object(fused, "kernels", return_value=None):
+        return run()
+
+
 def measure(shape: str, arguments: argparse.Namespace) -> None:
     """Print the rows of a shape."""
     device = torch.device(arguments.device)
-    lengths = draw_lengths(arguments.cells)
+    cuda = device.type == "cuda"
+    lengths = draw_lengths(max(8, arguments.cells // SHARE.get(shape, 1)))
     tokens, work = draw_tokens(lengths), operations(SHAPES[shape], lengths)
     some = tokens.cells(0, min(16, len(tokens)))
-    # float32 first, and alone in memory
     exact = draw_model(shape, device, torch.float32)
     reference = torch.cat([exact.embed_cells(some.cells(cell, cell + 1)) for cell in range(len(some))]).cpu()
+    model = draw_model(shape, device, torch.bfloat16, exact.network)
     del exact
-    model = draw_model(shape, device, torch.bfloat16)
+    batches = [model.batch(tokens.cells(*here)) for here in cut(tokens.bounds, arguments.token_budget)]
+    blocks = counts_of(tokens, model.config.vocab_size - 3)
+
+    def network_alone(attention: str = model.attention) -> Tensor:
+        return torch.cat([model.network.embed_cells(batch, attention) for batch in batches])
+
+    ways: dict[str, Callable[[], Tensor]] = {"network alone": network_alone}
+    if cuda:
+        ways["network alone, no kernels for norms"] = partial(without_kernels, network_alone)
+    for attention in ("varlen",) if model.attention == "triton" else ():
+        ways[f"network alone, {attention}"] = partial(network_alone, attention)
+        ways[f"from counts, {attention}"] = partial(
+            from_counts, replace(model, attention=attention), blocks, len(tokens), arguments.token_budget
+        )
+    ways["from counts"] = partial(from_counts, model, blocks, len(tokens), arguments.token_budget)
+    ways[f"padded batches of {PADDED}"] = partial(padded, model, tokens)
+    for budget in arguments.other_budgets:
+        ways[f"from counts, {budget:,} a batch"] = partial(from_counts, model, blocks, len(tokens), budget)
+    time_in_turns(shape, ways, lengths, work, device, arguments.repeats)
+    if cuda:
+        print_kernels(network_alone)
     if arguments.compile:
         for layer in model.network.layers:
             layer._finish = torch.compile(layer._finish, dynamic=True)
-    cuts = cut(tokens.bounds, arguments.token_budget)
-    batches = [model.batch(tokens.cells(*here)) for here in cuts]
-    counts = Counts.of(tokens)
-    ways: dict[str, Callable[[], Tensor]] = {
-        "network alone": lambda: torch.cat([model.network.embed_cells(b, model.attention) for b in batches]),
-        "from counts": partial(from_counts, model, counts, cuts),
-        f"padded batches of {PADDED}": partial(padded, model, tokens),
-    }
-    cuda = device.type == "cuda"
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
-    most = dict.fromkeys(ways, 0)
-    for run in ways.values():
-        measured(run, device)  # compiles, and fills the allocator
-    for _, (way, run) in itertools.product(range(arguments.repeats), ways.items()):
-        if cuda:
-            torch.cuda.reset_peak_memory_stats(device)
-        seconds[way].append(measured(run, device))
-        most[way] = torch.cuda.max_memory_allocated(device) if cuda else 0
-    best = best_rate(device, torch.bfloat16)
+        compiled = {"network alone, compiled": partial(without_kernels, network_alone)}
+        time_in_turns(shape, compiled, lengths, work, device, arguments.repeats)
     with torch.inference_mode():
         cosine = torch.nn.functional.cosine_similarity(model.embed_cells(some).cpu(), reference).min()
+    print(f"{shape}: {len(lengths)} cells; lowest cosine to float32, one cell at a time: {cosine:.6f}", flush=True)
+
+
+def time_in_turns(
+    shape: str,
+    ways: dict[str, Callable[[], Tensor]],
+    lengths: np.ndarray,
+    work: float,
+    device: torch.device,
+    repeats: int,
+) -> None:
+    """Print a row for each way; one that does not run says why."""
+    seconds: dict[str, list[float]] = {}
+    most: dict[str, int] = {}
+    for way, run in ways.items():
+        try:
+            measured(run, device)  # compiles, and fills the allocator
+        except Exception as error:  # noqa: BLE001 - a candidate that fails must not hide the others
+            print(f"| {shape} | {way} | {type(error).__name__}: {str(error).splitlines()[0][:120]} |", flush=True)
+        else:
+            seconds[way] = []
+    for _, way in itertools.product(range(repeats), seconds):
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        seconds[way].append(measured(ways[way], device))
+        most[way] = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    best = best_rate(device, torch.bfloat16)
     for way, took in seconds.items():
         median = statistics.median(took)
+        share = f"{busy(ways[way], device):.0%}" if device.type == "cuda" and way == "from counts" else "–"
         print(
             f"| {shape} | {way} | {len(lengths) / median:,.1f} | {lengths.sum() / median:,.0f}"
             f" | {work / median / 1e12:,.2f} | {work / median / best:.0%} of {best / 1e12:,.1f}"
-            f" | {f'{busy(ways[way], device):.0%}' if cuda else '–'} | {most[way] / 2**30:.1f} GiB | {cosine:.6f} |",
+            f" | {share} | {most[way] / 2**30:.1f} GiB |",
             flush=True,
         )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def print_kernels(run: Callable[[], object]) -> None:
+    """Where the device's time goes."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        measured(run, torch.device("cuda"))
+    events = sorted(profile.key_averages(), key=lambda event: -event.self_device_time_total)
+    whole = sum(event.self_device_time_total for event in events)
+    for event in events[:12]:
+        print(f"  {event.self_device_time_total / whole:.1%} {event.count:6d} × {event.key[:80]}", flush=True)
+
+
+def head(arguments: argparse.Namespace) -> None:
+    """Print what was measured, and the head of the table."""
+    print(f"{arguments.cells} cells, at most {arguments.token_budget:,} tokens a batch\n")
+    print("| shape | way | cells/s | tokens/s | TFLOP/s | share of the best products | busy | peak |")
+    print("|---|---|---|---|---|---|---|---|")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options that `check.py` has too."""
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["70m", "1b", "3b"])
-    parser.add_argument("--cells", type=int, default=2048)
+    parser.add_argument("--cells", type=int, default=1024)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--token-budget", type=int, default=1 << 16)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--compile", action="store_true", help="fuse norms, residuals and activations")
+    parser.add_argument("--other-budgets", type=int, nargs="*", default=[])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--compile", action="store_true", help="fuse norms, residuals and activations by torch.compile")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
     arguments = parser.parse_args()
+    settings.progress = False
     print(machine(torch.device(arguments.device)))
-    print(f"{arguments.cells} cells, at most {arguments.token_budget:,} tokens a batch, compile={arguments.compile}\n")
-    print("| shape | way | cells/s | tokens/s | TFLOP/s | share of the best products | busy | peak | cosine |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    head(arguments)
     for shape in arguments.shapes:
         measure(shape, arguments)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from tahoe.errors import DeviceError, ModelError
+from tahoe.model.devices import start_copy
 from tahoe.settings import settings
 
 if TYPE_CHECKING:
@@ -44,8 +47,15 @@ def plan(bounds: np.ndarray, token_budget: int) -> list[tuple[int, int]]:
 
 
 def _next_cut(bounds: np.ndarray, start: int, token_budget: int) -> int:
+    """End of the next batch: what is left is cut into as few batches as possible, of about the same size.
+
+    A small batch at the end would take a GPU nearly as long as a full one.
+    """
+    left = bounds[-1] - bounds[start]
+    fair = bounds[start] + left / max(1, math.ceil(left / token_budget))
+    near = int(np.searchsorted(bounds, fair))
     fits = int(np.searchsorted(bounds, bounds[start] + token_budget, side="right")) - 1
-    return max(fits, start + 1)
+    return max(min(near, fits), start + 1)
 
 
 def default_budget(model: TahoeModel) -> int:
@@ -168,13 +178,23 @@ def embed_cells(model: TahoeModel, stream: Stream, *, normalize: bool = True) ->
     embeddings = np.full((stream.n_cells, model.config.d_model), np.nan, dtype=np.float32)
     n_genes = np.zeros(stream.n_cells, dtype=np.int64)
 
+    # On a GPU the next batch is under way before the results of the last one are waited for.
+    under_way: deque[tuple[int, Callable[[], np.ndarray]]] = deque()
+
     def take(first: int, tokens: Tokens) -> None:
-        here = slice(first - stream.first_cell, first - stream.first_cell + len(tokens))
-        embeddings[here] = model.embed_cells(tokens).cpu().numpy()
-        n_genes[here] = tokens.n_genes
-        check_finite(embeddings[here], first, model)
+        under_way.append((first, start_copy(model.embed_cells(tokens))))
+        n_genes[first - stream.first_cell :][: len(tokens)] = tokens.n_genes
+        if len(under_way) > 1:
+            keep(*under_way.popleft())
+
+    def keep(first: int, copied: Callable[[], np.ndarray]) -> None:
+        rows = copied()
+        embeddings[first - stream.first_cell :][: len(rows)] = rows
+        check_finite(rows, first, model)
 
     stream.each(model, take)
+    while under_way:
+        keep(*under_way.popleft())
     embeddings[n_genes == 0] = np.nan
     return _unit_length(embeddings) if normalize else embeddings, n_genes
 

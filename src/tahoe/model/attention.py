@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tahoe.errors import DeviceError
+from tahoe.model import fused
+from tahoe.model.devices import infers_on_cuda, to_device
 from tahoe.model.linear import NARROW, computed_in, has_bfloat16, has_onednn, product, runs_in_onednn
 
 # Bytes of the scores of one head that are held at a time: about what a second-level cache takes. Measured on Zen 5.
@@ -36,7 +38,12 @@ class Spans:
     @classmethod
     def of(cls, bounds: list[int], device: torch.device) -> Spans:
         """Put boundaries on a device."""
-        return cls(bounds, torch.tensor(bounds, dtype=torch.int32, device=device))
+        return cls(bounds, to_device(np.array(bounds, dtype=np.int32), device))
+
+    @classmethod
+    def single(cls, n_cells: int, device: torch.device) -> Spans:
+        """One token for each cell."""
+        return cls(list(range(n_cells + 1)), torch.arange(n_cells + 1, dtype=torch.int32, device=device))
 
     @property
     def longest(self) -> int:
@@ -136,6 +143,19 @@ def varlen(
     return varlen_attn(q_THK, k_THK, v_THK, queries.device_bounds, keys.device_bounds, queries.longest, keys.longest)  # type: ignore[return-value]
 
 
+def triton(
+    q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, queries: Spans, keys: Spans, masked_T: Tensor | None = None
+) -> Tensor:
+    """All cells in one kernel of our own: CUDA on Hopper, 16-bit, in inference."""
+    if masked_T is not None or queries is not keys or not infers_on_cuda(q_THK):
+        return varlen(q_THK, k_THK, v_THK, queries, keys, masked_T)
+    from tahoe.model import triton_attention
+
+    if q_THK.shape[-1] not in triton_attention.HEAD_SIZES:
+        return varlen(q_THK, k_THK, v_THK, queries, keys, masked_T)
+    return triton_attention.attention(q_THK, k_THK, v_THK, queries.device_bounds, queries.longest)
+
+
 def flash(
     q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, queries: Spans, keys: Spans, masked_T: Tensor | None = None
 ) -> Tensor:
@@ -149,7 +169,14 @@ def flash(
     )
 
 
-ATTENTION: dict[str, Attention] = {"sdpa": sdpa, "blocked": blocked, "varlen": varlen, "eager": eager, "flash": flash}
+ATTENTION: dict[str, Attention] = {
+    "sdpa": sdpa,
+    "blocked": blocked,
+    "varlen": varlen,
+    "triton": triton,
+    "eager": eager,
+    "flash": flash,
+}
 
 
 def choose_attention(name: str | None, device: torch.device, dtype: torch.dtype, width: int) -> str:
@@ -164,17 +191,21 @@ def choose_attention(name: str | None, device: torch.device, dtype: torch.dtype,
     packed = _why_not_packed(device, dtype)
     if name in (None, "auto"):
         if packed is None:
-            return "varlen"
+            return "varlen" if _why_not_triton(device) else "triton"
         return "blocked" if width >= NARROW and _why_not_blocked(device, dtype) is None else "sdpa"
     if name not in ATTENTION:
         message = f"attention={name!r} is unknown; choose from auto, {', '.join(ATTENTION)}"
         raise DeviceError(message)
-    if name in ("varlen", "flash") and packed:
+    if name in ("varlen", "triton", "flash") and packed:
         message = f"attention={name!r} cannot run here: {packed}; use attention='sdpa'"
         raise DeviceError(message)
     unblocked = _why_not_blocked(device, dtype)
     if name == "blocked" and unblocked:
         message = f"attention='blocked' cannot run here: {unblocked}; use attention='sdpa'"
+        raise DeviceError(message)
+    no_triton = _why_not_triton(device) if name == "triton" else None
+    if no_triton:
+        message = f"attention='triton' cannot run here: {no_triton}; use attention='varlen'"
         raise DeviceError(message)
     if name == "flash" and importlib.util.find_spec("flash_attn") is None:
         message = "attention='flash' needs the package flash-attn, which is not installed; use attention='varlen'"
@@ -189,6 +220,14 @@ def _why_not_packed(device: torch.device, dtype: torch.dtype) -> str | None:
         return "it needs an Ampere GPU or newer"
     if dtype not in (torch.float16, torch.bfloat16):
         return f"it computes in 16 bits, and dtype is {str(dtype).removeprefix('torch.')}"
+    return None
+
+
+def _why_not_triton(device: torch.device) -> str | None:
+    if torch.cuda.get_device_capability(device) != (9, 0):
+        return "its blocks were chosen for Hopper GPUs"
+    if fused.kernels() is None:
+        return "Triton does not compile on this machine"
     return None
 
 

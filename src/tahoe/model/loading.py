@@ -54,9 +54,9 @@ def load_model(
         AVX512-VNNI, AVX-VNNI or AMX. It is faster, most of all with the large models, and less exact: compare some of
         your cells first.
     attention
-        ``"varlen"`` (CUDA, 16-bit: all cells in one kernel), ``"blocked"`` (x86 CPUs: blocks that fit the cache),
-        ``"sdpa"`` (anywhere, one cell at a time), ``"eager"`` (the formula written out), ``"flash"`` (the flash-attn
-        package, if installed). `None` picks by device.
+        ``"varlen"`` (CUDA, 16-bit: all cells in one kernel), ``"triton"`` (the same on Hopper GPUs, faster),
+        ``"blocked"`` (x86 CPUs: blocks that fit the cache), ``"sdpa"`` (anywhere, one cell at a time), ``"eager"``
+        (the formula written out), ``"flash"`` (the flash-attn package, if installed). `None` picks by device.
 
     Returns
     -------

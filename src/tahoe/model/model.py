@@ -16,6 +16,7 @@ from tahoe.model import hub
 from tahoe.model.attention import Spans, choose_attention
 from tahoe.model.checkpoint import write_checkpoint
 from tahoe.model.config import N_BINS
+from tahoe.model.devices import to_device
 from tahoe.model.layout import WEIGHTS_FILE, file_sha256
 from tahoe.model.network import Batch
 from tahoe.model.publishing import push
@@ -145,11 +146,11 @@ class TahoeModel:
     def batch(self, tokens: Tokens, masked: np.ndarray | None = None) -> Batch:
         """Put tokens on the model's device, and say which of them hide their value."""
         return Batch(
-            torch.from_numpy(tokens.ids).to(self.device, non_blocking=True),
-            torch.from_numpy(tokens.values).to(self.device, non_blocking=True),
+            to_device(tokens.ids, self.device),
+            to_device(tokens.values, self.device),
             Spans.of(tokens.bounds.tolist(), self.device),
-            None if masked is None else torch.from_numpy(masked).to(self.device),
-            None if tokens.drugs is None else torch.from_numpy(tokens.drugs).to(self.device),
+            None if masked is None else to_device(masked, self.device),
+            None if tokens.drugs is None else to_device(tokens.drugs, self.device),
         )
 
     def embed_cells(self, tokens: Tokens) -> torch.Tensor:

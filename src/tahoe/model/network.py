@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tahoe.errors import ModelError
+from tahoe.model import fused
 from tahoe.model.attention import ATTENTION, Attention, Spans, weights
 from tahoe.model.encoders import ACTIVATIONS, DrugEncoder, Embedding, ValueEncoder
 from tahoe.model.linear import Linear, computed_in, linear
@@ -76,8 +77,8 @@ class Layer(nn.Module):
         h_TD = self._before(x_TD, self.attention_norm)
         q_CD = linear(h_TD[batch.starts_C], self.qkv.weight[:width], self.qkv.bias[:width])
         k_TD, v_TD = linear(h_TD, self.qkv.weight[width:], self.qkv.bias[width:]).chunk(2, dim=-1)
-        ones = Spans.of(list(range(n_cells + 1)), x_TD.device)
-        context_CD = self._attend(q_CD, k_TD, v_TD, ones, batch.cells, attend, masked_T)
+        queries = Spans.single(n_cells, x_TD.device)
+        context_CD = self._attend(q_CD, k_TD, v_TD, queries, batch.cells, attend, masked_T)
         return self._finish(x_TD[batch.starts_C], context_CD)
 
     def heads(self, x_TD: Tensor) -> Tensor:
@@ -97,13 +98,15 @@ class Layer(nn.Module):
 
     def _before(self, x_TD: Tensor, norm: nn.LayerNorm) -> Tensor:
         """Norm where it comes first, and cast to the precision of the linear layers; x itself stays float32."""
-        return (norm(x_TD) if self.pre_norm else x_TD).to(self.qkv.precision)
+        return fused.norm(x_TD, norm, self.qkv.precision) if self.pre_norm else x_TD.to(self.qkv.precision)
 
     def _finish(self, x_TD: Tensor, context_TD: Tensor) -> Tensor:
-        x_TD = x_TD + self.attention_out(context_TD)
-        if not self.pre_norm:
-            x_TD = self.attention_norm(x_TD)
-        h_TD = self._before(x_TD, self.feed_forward_norm)
+        update_TD = self.attention_out(context_TD)
+        if self.pre_norm:
+            x_TD, h_TD = fused.add_norm(x_TD, update_TD, self.feed_forward_norm, self.qkv.precision)
+        else:
+            x_TD = self.attention_norm(x_TD + update_TD)
+            h_TD = x_TD.to(self.qkv.precision)
         if self.gate is None:
             hidden_TD = self.up(h_TD, self.activation)
         else:
@@ -142,7 +145,8 @@ class MVCDecoder(nn.Module):
     def forward(self, cell_CD: Tensor, gene_TD: Tensor, lengths_C: Tensor) -> Tensor:
         """Prediction at each token, where cell i has the next ``lengths_C[i]`` tokens: (T,) float32."""
         queries_TD = self.weight(self.activation(self.query(gene_TD.to(self.query.weight.dtype)))).float()
-        return (queries_TD * cell_CD.float().repeat_interleave(lengths_C, dim=0)).sum(-1) * self.scale
+        cell_TD = cell_CD.float().repeat_interleave(lengths_C, dim=0, output_size=len(gene_TD))
+        return (queries_TD * cell_TD).sum(-1) * self.scale
 
 
 class Network(nn.Module):
