@@ -102,7 +102,7 @@ class _Columns:
     @property
     def n_rows(self) -> int:
         with reading("the index of obs"):
-            return self.group[self.group.attrs["_index"]].shape[0]
+            return _length(self.group[self.group.attrs["_index"]])
 
     def __contains__(self, key: object) -> bool:
         return key in self.columns
@@ -205,6 +205,13 @@ def identity(path: str) -> dict[str, Any]:
         "size of the input": sum(state.st_size for state in states),
         "time of change of the input": max(state.st_mtime_ns for state in states),
     }
+
+
+def _length(column: Any) -> int:
+    """Rows of a column of a data frame; strings that may be missing, categories and the like are groups of arrays."""
+    while not hasattr(column, "shape"):
+        column = column["codes" if "codes" in column else "values"]
+    return column.shape[0]
 
 
 def _opened(element: Any) -> Any:

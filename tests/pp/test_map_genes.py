@@ -75,6 +75,14 @@ def test_backed_data_is_mapped_where_it_lies(adata, tmp_path):
     assert backed.uns["tahoe_genes"]["share_in_vocabulary"] == pytest.approx(0.95)
 
 
+def test_x_among_the_layers(adata):
+    """anndata 0.13 shows X as ``layers[None]``; here it is put there for the older ones too."""
+    adata.layers["counts"] = adata.X.copy()
+    adata.X = adata.layers[None] = adata.X.toarray() - 20
+    tahoe.pp.map_genes(adata)
+    assert adata.uns["tahoe_genes"]["counts_from"] == 'layers["counts"]'
+
+
 def test_scaled_values_give_way_to_a_layer_with_counts(adata):
     adata.layers["counts"] = adata.X.copy()
     adata.X = adata.X.toarray() - 20
