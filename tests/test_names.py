@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import anndata
 import numpy as np
 import pandas as pd
@@ -48,16 +46,17 @@ def named(cells, dtype):
     return anndata.AnnData(cells.X.copy(), obs=obs, var=var)
 
 
-def write(adata, folder, form):
-    path = folder / f"cells.{form}"
-    with warnings.catch_warnings(), anndata.settings.override(allow_write_nullable_strings=True):
-        warnings.simplefilter("ignore")  # how zarr formats will change in future
-        if form == "h5ad":
-            adata.write_h5ad(path)
-        else:
-            with anndata.settings.override(zarr_write_format=int(form[1])):
-                adata.write_zarr(path)
-    return path
+@pytest.fixture
+def write(tmp_path, write_zarr):
+    """Writer of a file of one of the formats, which says where it is."""
+
+    def write(adata, form):
+        path = tmp_path / f"cells.{form}"
+        with anndata.settings.override(allow_write_nullable_strings=True):
+            adata.write_h5ad(path) if form == "h5ad" else write_zarr(adata, path, int(form[1]))
+        return path
+
+    return write
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +111,8 @@ def test_what_names_point_to(cells, demo, kind):
 
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("kind", [kind for kind in TEXT if kind != "Arrow"])  # anndata cannot write that one
-def test_in_a_file(cells, demo, truth, tmp_path, kind, form):
-    path = write(named(cells, dtype_of(kind)), tmp_path, form)
+def test_in_a_file(cells, demo, truth, tmp_path, write, kind, form):
+    path = write(named(cells, dtype_of(kind)), form)
     tahoe.embed_file(path, tmp_path / "out.zarr", demo, max_length=100, columns=True)
     before = anndata.read_h5ad(path) if form == "h5ad" else anndata.read_zarr(path)
     after = anndata.read_zarr(tmp_path / "out.zarr")
@@ -126,9 +125,9 @@ def test_in_a_file(cells, demo, truth, tmp_path, kind, form):
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_what_was_read_is_written_again(cells, truth, tmp_path, form):
+def test_what_was_read_is_written_again(cells, truth, tmp_path, write, form):
     """A file with strings that may be missing goes through memory into another: anndata 0.12 must be told to."""
-    path = write(named(cells, "string[python]"), tmp_path, form)
+    path = write(named(cells, "string[python]"), form)
     options = ["--model", "demo", "--dtype", "float32", "--max-length", "100"]
     assert cli.main(["--quiet", "embed", str(path), "-o", str(tmp_path / "out.h5ad"), *options]) == 0
     after = anndata.read_h5ad(tmp_path / "out.h5ad")
@@ -139,14 +138,14 @@ def test_what_was_read_is_written_again(cells, truth, tmp_path, form):
 
 @pytest.mark.parametrize("kind", ["nullable", "nullable, Arrow"])
 @pytest.mark.parametrize("form", FORMATS)
-def test_names_and_columns_with_missing_values(cells, demo, truth, tmp_path, kind, form):
+def test_names_and_columns_with_missing_values(cells, demo, truth, tmp_path, write, kind, form):
     """They stay missing; a gene without a name is a gene that is not known."""
     adata = named(cells, dtype_of(kind))
     adata.obs["donor"] = adata.obs["donor"].where(np.arange(adata.n_obs) != 2)
     cell_names, genes = adata.obs_names.to_series().reset_index(drop=True), adata.var_names.to_series()
     adata.obs_names = pd.Index(cell_names.where(cell_names != "cell4"), dtype=adata.obs_names.dtype)
     adata.var_names = pd.Index(genes.where(genes != "gene 7").array, dtype=adata.var_names.dtype)
-    path = write(adata, tmp_path, form)
+    path = write(adata, form)
     tahoe.embed_file(path, tmp_path / "out.zarr", demo, max_length=100, columns=True)
     after = anndata.read_zarr(tmp_path / "out.zarr")
     np.testing.assert_array_equal(after.obsm["X_tahoe"], truth.obsm["X_tahoe"])

@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 
 # Entries of obs that are copied at once.
 COPIED_AT_ONCE = 1 << 16
+# Columns that are groups, and their arrays with an entry for each row.
+GROUPED = {
+    "categorical": ("codes",),
+    "nullable-string-array": ("values", "mask"),
+    "nullable-integer": ("values", "mask"),
+    "nullable-boolean": ("values", "mask"),
+}
 
 
 class Source:
@@ -208,10 +215,18 @@ def identity(path: str) -> dict[str, Any]:
 
 
 def _length(column: Any) -> int:
-    """Rows of a column of a data frame; strings that may be missing, categories and the like are groups of arrays."""
-    while not hasattr(column, "shape"):
-        column = column["codes" if "codes" in column else "values"]
-    return column.shape[0]
+    """Rows of a column of a data frame; one of categories, or of what may be missing, is a group of arrays."""
+    if hasattr(column, "shape"):
+        return column.shape[0]
+    kind = column.attrs.get("encoding-type")
+    if kind not in GROUPED:
+        message = f"it is of the unknown kind {kind!r}"
+        raise ValueError(message)
+    lengths = {column[name].shape[0] for name in GROUPED[kind]}
+    if len(lengths) > 1:
+        message = f"{' and '.join(GROUPED[kind])} have {' and '.join(map(str, sorted(lengths)))} entries"
+        raise ValueError(message)
+    return lengths.pop()
 
 
 def _opened(element: Any) -> Any:
