@@ -8,6 +8,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import zarr
 from packaging.version import Version
 
 import tahoe
@@ -136,6 +137,23 @@ def test_lazily(cells, demo, truth, write, kind, form):
     lazy = anndata.experimental.read_lazy(path)
     tahoe.tl.embed(lazy, demo, max_length=100)
     np.testing.assert_array_equal(lazy.obsm["X_tahoe"].compute(), truth.obsm["X_tahoe"])
+
+
+def test_zarr_strings_of_one_length(cells, demo, truth, tmp_path, write_zarr):
+    """zarr 3 has no specification of such strings, so they become ordinary ones."""
+    adata, path = named(cells, object), tmp_path / "cells.zarr"
+    write_zarr(adata, path, 2)
+    store = zarr.open_group(path, mode="r+", use_consolidated=False)
+    for frame, names in (("obs", adata.obs_names), ("var", adata.var_names)):
+        attributes = dict(store[frame]["_index"].attrs)
+        del store[frame]["_index"]
+        store[frame].create_array("_index", data=names.to_numpy(dtype=str), attributes=attributes)
+    zarr.consolidate_metadata(path)
+    tahoe.embed_file(path, tmp_path / "out.zarr", demo, max_length=100)
+    after = anndata.read_zarr(tmp_path / "out.zarr")
+    np.testing.assert_array_equal(after.obsm["X_tahoe"], truth.obsm["X_tahoe"])
+    assert after.obs_names.tolist() == adata.obs_names.tolist()
+    assert zarr.open_group(tmp_path / "out.zarr", mode="r")["obs"]["_index"].dtype.kind in "OT"
 
 
 @pytest.mark.parametrize("form", FORMATS)

@@ -244,7 +244,7 @@ def _copy(element: Any, target: Any, name: str) -> None:
             _copy(element[key], group, key)
         return
     is_text = (
-        h5py.check_string_dtype(element.dtype) if isinstance(element, h5py.Dataset) else element.dtype.kind in "OT"
+        h5py.check_string_dtype(element.dtype) if isinstance(element, h5py.Dataset) else element.dtype.kind in "OTU"
     )
     rows = element.asstr() if isinstance(element, h5py.Dataset) and is_text else element
     shape, size = element.shape, max(1, min(element.size, COPIED_AT_ONCE))
