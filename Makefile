@@ -1,10 +1,20 @@
 # The environment is a plain venv in .venv with the versions of constraints.txt, which the tests last passed with.
 PYTHON ?= python3
+PYTHON_NEWEST ?= $(shell scripts/find_python.sh python3.13 python3.12)
 VENV := .venv
+NEWEST := .venv-newest
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
 
-.PHONY: demo test lint docs environment clean
+INTERPRETER = $(or $(shell scripts/find_python.sh $(PYTHON)),$(PYTHON))
+# "--clear" if an environment has not the Python that is asked for, which makes it anew
+clear = $(shell [ "$$($(1)/bin/python -V 2>&1)" = "$$($(2) -V 2>&1)" ] || echo --clear)
+ifneq ($(origin PYTHON),file)
+ANEW := $(call clear,$(VENV),$(INTERPRETER))
+endif
+
+.PHONY: demo test test-newest lint docs environment clean anew
 
 demo: environment ## embed real cells with the built-in model: tahoe-demo.png, tahoe-demo.h5ad
 	$(BIN)/tahoe demo
@@ -12,6 +22,14 @@ demo: environment ## embed real cells with the built-in model: tahoe-demo.png, t
 test: $(VENV)/.test ## run the tests
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest --quiet --doctest-modules src
+
+test-newest: ## run the tests with the newest Python and the newest releases of everything, in .venv-newest
+	@test -n "$(PYTHON_NEWEST)" || { echo "there is no Python 3.12 or 3.13 here; PYTHON_NEWEST= names one" >&2; exit 1; }
+	$(PYTHON_NEWEST) -m venv $(call clear,$(NEWEST),$(PYTHON_NEWEST)) $(NEWEST)
+	$(NEWEST)/bin/python $(PIP_INSTALL) --upgrade pip
+	$(NEWEST)/bin/python $(PIP_INSTALL) --upgrade --upgrade-strategy eager --editable ".[leiden]" --group test
+	$(NEWEST)/bin/python -m pytest
+	$(NEWEST)/bin/python -m pytest --quiet --doctest-modules src
 
 lint: $(VENV)/.lint ## style and types
 	$(BIN)/ruff check .
@@ -24,8 +42,8 @@ docs: $(VENV)/.doc ## build the documentation, offline, warnings being errors
 environment: $(VENV)/.environment
 
 # torch comes first and alone: another package's open range would pull a build with CUDA.
-$(VENV)/.environment: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
+$(VENV)/.environment: pyproject.toml constraints.txt $(if $(ANEW),anew)
+	$(INTERPRETER) -m venv $(ANEW) $(VENV)
 	$(PIP) --upgrade pip
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
 	$(PIP) --editable ".[leiden]"
@@ -36,4 +54,4 @@ $(VENV)/.%: $(VENV)/.environment
 	touch $@
 
 clean:
-	rm -rf $(VENV) docs/_build tahoe-demo.png tahoe-demo.h5ad
+	rm -rf $(VENV) $(NEWEST) docs/_build tahoe-demo.png tahoe-demo.h5ad

@@ -58,8 +58,8 @@ class Cases:
         self.cells = self.annotated(sparse.csr_matrix(dense))
         self.cells.write_h5ad(self.h5ad)
         self.zarr = folder / "cells.zarr"
-        with anndata.settings.override(zarr_write_format=3):
-            self.cells.write_zarr(self.zarr)
+        anndata.io.write_elem(zarr.open_group(self.zarr, mode="w", zarr_format=3), "/", self.cells)
+        zarr.consolidate_metadata(self.zarr)
 
     def annotated(self, matrix: object) -> anndata.AnnData:
         """Cells whose genes need no mapping."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import anndata
@@ -7,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import zarr
 from scipy import sparse
 
 import tahoe
@@ -61,6 +63,19 @@ def heart() -> anndata.AnnData:
 def read_cells():
     """Reader of the cells that lie beside the tests."""
     return _read_cells
+
+
+@pytest.fixture(scope="session")
+def write_zarr():
+    """Writer of a store in zarr's format 2 or 3, with any anndata."""
+    return _write_zarr
+
+
+def _write_zarr(adata: anndata.AnnData, path: Path, zarr_format: int = 3) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # how zarr formats will change in future
+        anndata.io.write_elem(zarr.open_group(path, mode="w", zarr_format=zarr_format), "/", adata)
+        zarr.consolidate_metadata(path)
 
 
 def _read_cells(path: Path) -> anndata.AnnData:

@@ -148,7 +148,7 @@ def test_a_worker_that_dies_is_replaced(client, file, model, truth, tmp_path):
         os.kill(next(iter(client.run(os.getpid).values())), signal.SIGKILL)
 
     pids = set(client.run(os.getpid).values())
-    killer = threading.Thread(target=kill_one)
+    killer = threading.Thread(target=kill_one, daemon=True)
     killer.start()
     with pytest.warns(TahoeWarning, match="express no gene"):
         tahoe.embed_file(file, tmp_path / "out.zarr", model, shard_cells=5, dtype="float32")

@@ -25,7 +25,7 @@ ROWS = 300
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, read_cells, reference):
+def folder(tmp_path_factory, read_cells, reference, write_zarr):
     """Cells of the tiny model, tiled, as h5ad and as zarr v2 and v3."""
     folder = tmp_path_factory.mktemp("files")
     cells = read_cells(reference / "tiny-input.npz")
@@ -44,9 +44,7 @@ def folder(tmp_path_factory, read_cells, reference):
     adata = anndata.AnnData(matrix, obs=obs, var=var)
     adata.write_h5ad(folder / "cells.h5ad")
     for version in (2, 3):
-        with warnings.catch_warnings(), anndata.settings.override(zarr_write_format=version):
-            warnings.simplefilter("ignore")  # how zarr formats will change in future
-            adata.write_zarr(folder / f"v{version}.zarr")
+        write_zarr(adata, folder / f"v{version}.zarr", version)
     return folder
 
 

@@ -46,6 +46,8 @@ def test_ingest_labels_cells_by_their_neighbours_among_the_embeddings(vectors):
     assert new.obsm["X_umap"].shape == (350, 2)
 
 
+@pytest.mark.filterwarnings("ignore:From 0.4 .update:FutureWarning")  # of mudata 0.3, on a default to come
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:mudata")  # what mudata 0.4 asks of pandas 3.1
 def test_a_modality_of_mudata(vectors, tmp_path):
     mudata = pytest.importorskip("mudata")
     mdata = run("MuData")["mdata"]

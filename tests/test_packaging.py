@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -79,3 +81,32 @@ def test_constraints_pin_what_is_installed(entry):
     versions = {canonicalize_name(name): version for name, version in pins.items()}
     requirement = Requirement(entry)
     assert versions[canonicalize_name(requirement.name)] in requirement.specifier
+
+
+def test_the_pythons_that_are_promised_are_tested():
+    prefix = "Programming Language :: Python :: "
+    promised = [entry.removeprefix(prefix) for entry in PROJECT["classifiers"] if re.match(rf"{prefix}3\.\d+", entry)]
+    assert promised[0] == RECIPE["context"]["python_min"]
+    workflow = ROOT / ".github" / "workflows" / "test.yaml"
+    if not workflow.is_file():
+        pytest.skip("the workflows are not part of this copy")
+    jobs = yaml.safe_load(workflow.read_text(encoding="utf-8"))["jobs"]
+    assert jobs["test"]["strategy"]["matrix"]["python"] == jobs["make"]["strategy"]["matrix"]["python"] == promised
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert f"find_python.sh {' '.join(f'python{version}' for version in reversed(promised[1:]))})" in makefile
+
+
+def test_a_python_of_pyenv_is_found(tmp_path):
+    """pyenv puts commands on PATH that fail until they are switched on."""
+    switched_off = tmp_path / "bin" / "python3.98"
+    of_pyenv = tmp_path / "pyenv" / "versions" / "3.98.1" / "bin" / "python3.98"
+    for path in (switched_off, of_pyenv):
+        path.parent.mkdir(parents=True)
+    switched_off.write_text("#!/bin/sh\nexit 127\n", encoding="utf-8")
+    switched_off.chmod(0o755)
+    of_pyenv.symlink_to(sys.executable)
+    script = ["sh", str(ROOT / "scripts" / "find_python.sh")]
+    environment = {"PATH": f"{switched_off.parent}:/usr/bin:/bin", "PYENV_ROOT": str(tmp_path / "pyenv")}
+    found = subprocess.run([*script, "python3.99", "python3.98"], env=environment, capture_output=True, text=True)
+    assert (found.returncode, found.stdout.strip()) == (0, str(of_pyenv))
+    assert subprocess.run([*script, "python3.99"], env=environment).returncode == 1

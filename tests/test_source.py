@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 
 import anndata
 import h5py
@@ -19,6 +18,13 @@ def replaced(file, name, content, **attributes):
     del file[name]
     file[name] = content
     file[name].attrs.update(kept | attributes)
+
+
+def shortened(file, name):
+    """Leave out the last entry of names, which are an array, or a group of two."""
+    arrays = [name] if isinstance(file[name], h5py.Dataset) else [f"{name}/{array}" for array in file[name]]
+    for array in arrays:
+        replaced(file, array, file[array][:-1])
 
 
 DAMAGE = {
@@ -41,13 +47,13 @@ DAMAGE = {
     "genes without an index": lambda f: f["var"].attrs.__delitem__("_index"),
     "genes with another index": lambda f: f["var"].attrs.__setitem__("_index", "nowhere"),
     "a column of genes that is not there": lambda f: f.__delitem__("var/tahoe_gene"),
-    "too few genes": lambda f: (replaced(f, "var/_index", f["var/_index"][:-1]), f.__delitem__("var/tahoe_gene")),
+    "too few genes": lambda f: (shortened(f, "var/_index"), f.__delitem__("var/tahoe_gene")),
     "genes of no kind": lambda f: f["var/_index"].attrs.clear(),
     "names of columns that are a number": lambda f: f["var"].attrs.__setitem__("column-order", 0.5),
     "no cells": lambda f: f.__delitem__("obs"),
     "cells without an index": lambda f: f["obs"].attrs.__delitem__("_index"),
     "cells with another index": lambda f: f["obs"].attrs.__setitem__("_index", "nowhere"),
-    "too few cells": lambda f: replaced(f, "obs/_index", f["obs/_index"][:-1]),
+    "too few cells": lambda f: shortened(f, "obs/_index"),
 }
 
 
@@ -57,6 +63,32 @@ def test_damaged_file(tiny, full_cells, tmp_path, damage):
     with h5py.File(tmp_path / "cells.h5ad", "r+") as file:
         DAMAGE[damage](file)
     with pytest.raises(InputError):
+        tahoe.embed_file(tmp_path / "cells.h5ad", tmp_path / "out.zarr", tiny)
+    assert [path.name for path in tmp_path.iterdir()] == ["cells.h5ad"]
+
+
+NULLABLE_DAMAGE = {
+    "no values": lambda f, names: f.__delitem__(f"{names}/values"),
+    "no mask": lambda f, names: f.__delitem__(f"{names}/mask"),
+    "a short mask": lambda f, names: shortened(f, f"{names}/mask"),
+    "one entry less": lambda f, names: shortened(f, names),
+    "values that are a number": lambda f, names: replaced(f, f"{names}/values", 3.0),
+    "of no kind": lambda f, names: f[names].attrs.clear(),
+    "of another kind": lambda f, names: f[names].attrs.__setitem__("encoding-type", "categorical"),
+}
+
+
+@pytest.mark.parametrize("names", ["obs/_index", "var/_index"])
+@pytest.mark.parametrize("damage", NULLABLE_DAMAGE)
+def test_damaged_names_that_may_be_missing(tiny, full_cells, tmp_path, names, damage):
+    full_cells.obs_names, full_cells.var_names = (
+        index.astype("string") for index in (full_cells.obs_names, full_cells.var_names)
+    )
+    with anndata.settings.override(allow_write_nullable_strings=True):
+        full_cells.write_h5ad(tmp_path / "cells.h5ad")
+    with h5py.File(tmp_path / "cells.h5ad", "r+") as file:
+        NULLABLE_DAMAGE[damage](file, names)
+    with pytest.raises(InputError, match=r"the index of obs|var|says that its shape is"):
         tahoe.embed_file(tmp_path / "cells.h5ad", tmp_path / "out.zarr", tiny)
     assert [path.name for path in tmp_path.iterdir()] == ["cells.h5ad"]
 
@@ -75,10 +107,8 @@ STORE_DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", STORE_DAMAGE)
-def test_damaged_store(tiny, full_cells, tmp_path, damage):
-    with warnings.catch_warnings(), anndata.settings.override(zarr_write_format=3):
-        warnings.simplefilter("ignore")
-        full_cells.write_zarr(tmp_path / "cells.zarr")
+def test_damaged_store(tiny, full_cells, tmp_path, write_zarr, damage):
+    write_zarr(full_cells, tmp_path / "cells.zarr")
     metadata = tmp_path / "cells.zarr" / "zarr.json"
     told = metadata.read_text()
     changed = STORE_DAMAGE[damage](json.loads(told))

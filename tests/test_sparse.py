@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import warnings
-
 import anndata
 import dask
 import dask.array as da
@@ -141,10 +139,8 @@ def test_shape_in_a_file(tiny, full_cells, tmp_path, more):
 
 
 @pytest.mark.parametrize("array", ["data", "indices", "indptr"])
-def test_chunk_that_cannot_be_read(tiny, full_cells, tmp_path, array):
-    with warnings.catch_warnings(), anndata.settings.override(zarr_write_format=3):
-        warnings.simplefilter("ignore")  # how zarr formats will change in future
-        full_cells.write_zarr(tmp_path / "cells.zarr")
+def test_chunk_that_cannot_be_read(tiny, full_cells, tmp_path, write_zarr, array):
+    write_zarr(full_cells, tmp_path / "cells.zarr")
     store = zarr.open_group(tmp_path / "cells.zarr", mode="r")
     on_disk = anndata.AnnData(anndata.io.sparse_dataset(store["X"]), obs=full_cells.obs, var=full_cells.var)
     chunks = [

@@ -29,7 +29,7 @@ def cells(heart):
 
 
 @pytest.fixture(scope="module")
-def files(cells, tmp_path_factory):
+def files(cells, tmp_path_factory, write_zarr):
     """The same cells in files of each kind."""
     folder = tmp_path_factory.mktemp("storages")
     cells.write_h5ad(folder / "csr.h5ad")
@@ -40,10 +40,8 @@ def files(cells, tmp_path_factory):
     columns.X = cells.X.tocsc()
     columns.write_h5ad(folder / "csc.h5ad")
     for version in (2, 3):
-        with warnings.catch_warnings(), anndata.settings.override(zarr_write_format=version):
-            warnings.simplefilter("ignore")  # how zarr formats will change in future
-            cells.write_zarr(folder / f"v{version}.zarr")
-            columns.write_zarr(folder / f"csc{version}.zarr")
+        write_zarr(cells, folder / f"v{version}.zarr", version)
+        write_zarr(columns, folder / f"csc{version}.zarr", version)
     return folder
 
 

@@ -50,7 +50,7 @@ def columns_of(adata: AnnData, genes: Sequence[str] | None) -> np.ndarray:
     columns = adata.var_names.get_indexer_for(list(genes))
     unknown = [gene for gene, column in zip(genes, columns, strict=False) if column < 0]
     if unknown or not len(columns):
-        near = difflib.get_close_matches(unknown[0], adata.var_names, n=3) if unknown else []
+        near = difflib.get_close_matches(unknown[0], adata.var_names.dropna(), n=3) if unknown else []
         message = f"genes={unknown[:5] or list(genes)}: not in adata.var_names (near: {_listed(near)})"
         raise InputError(message)
     return np.unique(columns)
@@ -77,9 +77,9 @@ def drugs_of(adata: AnnData, drug_key: str, known: Mapping[str, int]) -> np.ndar
 def row_of(adata: AnnData, cell: str | int) -> int:
     """Row number of a cell that is given by its name or by its number."""
     if isinstance(cell, str):
-        rows = np.flatnonzero(adata.obs_names == cell)
+        rows = np.flatnonzero(adata.obs_names.isin([cell]))  # a comparison would fail on a missing name
         if len(rows) != 1:
-            near = difflib.get_close_matches(cell, adata.obs_names, n=1)
+            near = difflib.get_close_matches(cell, adata.obs_names.dropna(), n=1)
             hint = f"; did you mean {near[0]!r}?" if near and not len(rows) else ""
             message = f"cell={cell!r} is the name of {len(rows)} cells in adata.obs_names{hint}"
             raise InputError(message)

@@ -55,7 +55,7 @@ class GeneTable:
         best = order[np.flatnonzero(np.r_[True, np.diff(codes[order]) > 0])]
         rivals = (self.tiers == self.tiers[best][codes]) & (self.genes != self.genes[best][codes])
         best[codes[rivals]] = -2
-        return pd.Index(upper), best
+        return pd.Index(upper, dtype=object), best
 
     def annotation(self, rows: np.ndarray) -> int | None:
         """Which of the older annotations knows most of the names at these positions, the newest of several."""

@@ -77,7 +77,7 @@ def resolve(names: Any, organism: str = "human") -> tuple[np.ndarray, np.ndarray
     -------
     The Ensembl id of each name, "" where there is none, and how it was matched: two arrays of strings.
     """
-    resolved = resolve_names(_as_strings(names), organism)
+    resolved = resolve_names(as_strings(names), organism)
     return _as_ids(resolved.genes), np.array(MATCHES, dtype=object)[resolved.tiers]
 
 
@@ -98,7 +98,7 @@ def _choose_names(var: pd.DataFrame, gene_key: str | None, organism: str) -> tup
             # the index is var_names, whatever a column is called
             named = [key for key in var.columns if key != "var_names" and _may_name_genes(str(key), var[key])]
             options |= {str(key): var[key] for key in named}
-    names = {key: _as_strings(column) for key, column in options.items()}
+    names = {key: as_strings(column) for key, column in options.items()}
     key = next(iter(names))
     if len(names) > 1:
         # Exact names usually tell; only where they find little is each column worth the repairs.
@@ -124,7 +124,7 @@ def _may_name_genes(key: str, column: pd.Series) -> bool:
     return present.nunique() > len(column) / 2
 
 
-def _as_strings(values: Any) -> np.ndarray:
+def as_strings(values: Any) -> np.ndarray:
     """Names as an array of Python strings, "" where one is missing."""
     array = np.array(values, dtype=object)
     return np.array([name if isinstance(name, str) else "" if pd.isna(name) else str(name) for name in array], object)

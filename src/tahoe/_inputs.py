@@ -14,7 +14,7 @@ from tahoe._adata import drugs_of, mapped_genes, organism_of, provenance
 from tahoe._aggregate import aggregate
 from tahoe._dask import ModelReference, Recipe, aggregate_on_workers, cluster, settled_on
 from tahoe._engine import Stream
-from tahoe._genes import check_coverage
+from tahoe._genes import as_strings, check_coverage
 from tahoe._matrix import Matrix, check_values, choose_matrix, selected_genes
 from tahoe.errors import InputError
 from tahoe.model import TahoeModel, load_model
@@ -123,7 +123,7 @@ def read_inputs(
         device, dtype = device or settings.device, dtype or settings.dtype
     drug_ids = read_drug_ids(adata, loaded, drug_key, drugs)
     genes, mapping = mapped_genes(adata, matrix, gene_key, organism)
-    names = matrix.var.index.to_numpy()
+    names = as_strings(matrix.var.index)
     parameters = {"mask_var": _told(mask_var), "min_coverage": min_coverage, "drug_key": drug_key}
     if whole:
         coverage = check_coverage(

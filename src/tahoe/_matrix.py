@@ -107,7 +107,7 @@ def choose_matrix(adata: AnnData, *, layer: str | None = None, use_raw: bool = F
         message = f"layer={layer!r} and use_raw=True point to two matrices; pass only one of them"
         raise InputError(message)
     if layer is not None and layer not in adata.layers:
-        present = ", ".join(map(repr, adata.layers)) or "none"
+        present = ", ".join(map(repr, named_layers(adata))) or "none"
         message = f"layers[{layer!r}] does not exist; adata.layers has {present}"
         raise InputError(message)
     if use_raw and adata.raw is None:
@@ -135,6 +135,11 @@ def choose_matrix(adata: AnnData, *, layer: str | None = None, use_raw: bool = F
 def in_memory(frame: Any) -> pd.DataFrame:
     """``obs`` or ``var`` as pandas has it, also that of a lazy AnnData."""
     return frame if isinstance(frame, pd.DataFrame) else frame.to_memory()
+
+
+def named_layers(adata: AnnData) -> list[str]:
+    """Layers that `layer=` can name; from anndata 0.13 on, ``layers[None]`` is X once more."""
+    return [name for name in adata.layers if isinstance(name, str)]
 
 
 def _refuse_shape(matrix: Matrix) -> None:
@@ -246,7 +251,7 @@ def _others(matrix: Matrix) -> Iterator[tuple[Matrix, str]]:
     """The other matrices of the same AnnData, and how to ask for each."""
     adata = matrix.adata
     # layers called counts first: where several would do, counts are the safest
-    for layer in sorted(adata.layers, key=lambda name: "count" not in name.lower()):
+    for layer in sorted(named_layers(adata), key=lambda name: "count" not in name.lower()):
         yield Matrix(adata.layers[layer], adata.var, f'layers["{layer}"]', adata), f'pass layer="{layer}"'
     if adata.raw is not None:
         # functions that write to the columns of X cannot read those of raw

@@ -68,7 +68,9 @@ def into_file(source: str, output: str, given: set[str], *, model: Any, **option
     add_to_record(adata, options["key_added"], source=str(Path(source).absolute()), **mapping)
     partial = target.with_name(f"{target.name}.partial")
     try:
-        adata.write_h5ad(partial)
+        # what was read may be written: anndata 0.12 reads such strings, and asks before it writes them
+        with anndata.settings.override(allow_write_nullable_strings=True):
+            adata.write_h5ad(partial)
     except OSError as error:
         partial.unlink(missing_ok=True)
         message = f"--output {output} cannot be written: {error}"

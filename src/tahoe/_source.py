@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 
 # Entries of obs that are copied at once.
 COPIED_AT_ONCE = 1 << 16
+# Columns that are groups, and their arrays with an entry for each row.
+GROUPED = {
+    "categorical": ("codes",),
+    "nullable-string-array": ("values", "mask"),
+    "nullable-integer": ("values", "mask"),
+    "nullable-boolean": ("values", "mask"),
+}
 
 
 class Source:
@@ -102,7 +109,7 @@ class _Columns:
     @property
     def n_rows(self) -> int:
         with reading("the index of obs"):
-            return self.group[self.group.attrs["_index"]].shape[0]
+            return _length(self.group[self.group.attrs["_index"]])
 
     def __contains__(self, key: object) -> bool:
         return key in self.columns
@@ -207,6 +214,21 @@ def identity(path: str) -> dict[str, Any]:
     }
 
 
+def _length(column: Any) -> int:
+    """Rows of a column of a data frame; one of categories, or of what may be missing, is a group of arrays."""
+    if hasattr(column, "shape"):
+        return column.shape[0]
+    kind = column.attrs.get("encoding-type")
+    if kind not in GROUPED:
+        message = f"it is of the unknown kind {kind!r}"
+        raise ValueError(message)
+    lengths = {column[name].shape[0] for name in GROUPED[kind]}
+    if len(lengths) > 1:
+        message = f"{' and '.join(GROUPED[kind])} have {' and '.join(map(str, sorted(lengths)))} entries"
+        raise ValueError(message)
+    return lengths.pop()
+
+
 def _opened(element: Any) -> Any:
     """A matrix in a file, by what it is."""
     kind = element.attrs.get("encoding-type", element.attrs.get("h5sparse_format", ""))
@@ -222,7 +244,7 @@ def _copy(element: Any, target: Any, name: str) -> None:
             _copy(element[key], group, key)
         return
     is_text = (
-        h5py.check_string_dtype(element.dtype) if isinstance(element, h5py.Dataset) else element.dtype.kind in "OT"
+        h5py.check_string_dtype(element.dtype) if isinstance(element, h5py.Dataset) else element.dtype.kind in "OTU"
     )
     rows = element.asstr() if isinstance(element, h5py.Dataset) and is_text else element
     shape, size = element.shape, max(1, min(element.size, COPIED_AT_ONCE))

@@ -9,6 +9,7 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import anndata
 import zarr
 from anndata.io import write_elem
 
@@ -97,7 +98,7 @@ class Store:
         obs = root["obs"]
         names = source.copy_obs(obs, columns, without=N_GENES)
         _encode(obs, "dataframe", **{"column-order": [*names, N_GENES]})
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), anndata.settings.override(allow_write_nullable_strings=True):
             # on the next version of anndata, and on what zarr's specification does not have yet
             warnings.filterwarnings("ignore", message="zarr v3 autosharding|Consolidated metadata")
             write_elem(root, "var", var)

@@ -387,6 +387,20 @@ def test_values_that_will_not_do(tiny, full_cells, kind, monkeypatch):
             tahoe.tl.embed(full_cells, tiny)
 
 
+def test_x_among_the_layers_is_no_layer(tiny, full_cells):
+    """anndata 0.13 shows X as ``layers[None]``; here it is put there for the older ones too."""
+    full_cells.layers[None] = full_cells.X
+    with pytest.raises(InputError, match=r"layers\['counts'\] does not exist; adata\.layers has none"):
+        tahoe.tl.embed(full_cells, tiny, layer="counts")
+    full_cells.layers["counts"] = full_cells.X
+    full_cells.X = full_cells.layers[None] = -full_cells.X
+    with pytest.raises(InputError, match=r'X holds negative values.*layers\["counts"\] would do: pass layer="counts"'):
+        tahoe.tl.embed(full_cells, tiny)
+    del full_cells.layers["counts"]
+    with pytest.raises(InputError, match=r"X holds negative values.*load the counts again"):
+        tahoe.tl.embed(full_cells, tiny)
+
+
 @pytest.mark.parametrize("dtype", [complex, object])
 def test_values_that_are_no_real_numbers(tiny, full_cells, dtype):
     full_cells.layers["odd"] = full_cells.X.toarray().astype(dtype)

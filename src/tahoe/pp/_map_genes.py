@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from tahoe import _genes
 from tahoe._adata import to_change, write
-from tahoe._matrix import choose_matrix
+from tahoe._matrix import choose_matrix, named_layers
 from tahoe.errors import InputError, TahoeWarning
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def map_genes(
 
 def _totals(adata: AnnData) -> tuple[np.ndarray | None, str]:
     """Sum of each gene and the slot it comes from: X, or a layer with counts where X is scaled or missing."""
-    for layer in (None, *(name for name in adata.layers if "count" in name.lower())):
+    for layer in (None, *(name for name in named_layers(adata) if "count" in name.lower())):
         try:
             matrix = choose_matrix(adata, layer=layer)
             totals = _genes.usable_totals(matrix.totals)
