@@ -210,7 +210,7 @@ class Network(nn.Module):
         if batch.drugs_C is not None:
             if self.drug is None:
                 message = "this network has no drug encoder"
-                raise ValueError(message)
+                raise ModelError(message)
             x_TD = x_TD.index_copy(0, batch.starts_C + 1, self.drug(batch.drugs_C))
         return x_TD
 
@@ -226,7 +226,7 @@ class Network(nn.Module):
         """Predicted value of each token from its cell's embedding, (T,)."""
         if self.mvc is None:
             message = "this network has no MVC decoder"
-            raise ValueError(message)
+            raise ModelError(message)
         lengths_C = batch.cells.device_bounds.diff().long()
         return self.mvc(output_TD[batch.starts_C], self.gene_inputs(batch.ids_T), lengths_C)
 
