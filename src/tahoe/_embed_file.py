@@ -239,6 +239,7 @@ def _fingerprint(work: Work, inputs: Inputs, record: dict[str, Any]) -> dict[str
     store, drugs = work.store, work.recipe.drugs
     return {
         **{name: record.get(name) for name in names},
+        "model": inputs.model.fingerprint(),
         "kind of device": str(record["device"]).partition(":")[0],
         "tokens of the genes": hashlib.sha256(work.recipe.column_tokens.tobytes()).hexdigest(),
         "drugs": None if drugs is None else hashlib.sha256(drugs.tobytes()).hexdigest(),

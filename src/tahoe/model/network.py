@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Observer = Callable[[int, int, Tensor], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """Some cells as packed tokens, on one device."""
 

@@ -32,7 +32,7 @@ GRADES = np.array([
 # fmt: on
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tokens:
     """Cells as packed tokens, in the order of the rows they came from."""
 
