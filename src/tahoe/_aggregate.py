@@ -7,7 +7,8 @@ cells from the start of the data, not of the batch.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
@@ -43,6 +44,15 @@ def aggregate(model: TahoeModel, stream: Stream, accumulator: A) -> A:
     """Add the cells of a stream up, batch by batch, and give the accumulator back."""
     stream.each(model, partial(accumulator.add, model))
     return accumulator
+
+
+def copied(accumulator: A) -> A:
+    """The same sums, to be added to without changing these; what they were made with is shared."""
+    other = copy(accumulator)
+    for each in fields(accumulator):  # type: ignore[arg-type]
+        if not each.init:
+            setattr(other, each.name, copy(getattr(accumulator, each.name)))
+    return other
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from tqdm.auto import tqdm
 
-from tahoe._aggregate import Accumulator, aggregate
+from tahoe._aggregate import Accumulator, aggregate, copied
 from tahoe._engine import Stream, embed_cells
 from tahoe._matrix import NO_REMEDY, check_values
 from tahoe._rows import by_rows, row_blocks
@@ -204,9 +204,14 @@ def aggregate_on_workers(client: Any, values: Any, recipe: Recipe, accumulator: 
             total = dask.delayed(_add)(total, chunks[number], starts[number], shared)
         sums.append(total)
     futures = client.compute(sums)
-    for future in futures:
-        accumulator.merge(future.result())
-        future.release()
+    try:
+        for future in futures:
+            accumulator.merge(future.result())
+            future.release()
+    except BaseException:
+        # a traceback that somebody keeps would keep them, and their work, alive
+        client.cancel(futures)
+        raise
     return accumulator
 
 
@@ -215,5 +220,6 @@ def _fresh(kind: type[A], arguments: dict[str, Any]) -> A:
 
 
 def _add(total: A, chunk: Any, start: int, recipe: Recipe) -> A:
+    """A sum with the cells of one more chunk; the old one stays, since dask may give it to a task again."""
     blocks = row_blocks(by_rows(chunk), 0, chunk.shape[0])
-    return aggregate(recipe.model.load(), recipe.stream(blocks, start, start + chunk.shape[0]), total)
+    return aggregate(recipe.model.load(), recipe.stream(blocks, start, start + chunk.shape[0]), copied(total))
