@@ -203,6 +203,12 @@ class Network(nn.Module):
 
     def inputs(self, batch: Batch) -> Tensor:
         """What enters the first layer: gene plus value, or the flag in place of a masked value, and the drug."""
+        if not self.has_weights and len(batch.cells.lengths) > 1:
+            message = (
+                f"in int8 each cell goes through the network alone, since it has a scale of its own, and this batch has"
+                f" {len(batch.cells.lengths)}; call the methods of TahoeModel, or load it with dtype='float32'"
+            )
+            raise ModelError(message)
         value_TD = self.value(batch.values_T)
         if batch.masked_T is not None:
             value_TD = torch.where(batch.masked_T[:, None], self.flag.weight[1].float(), value_TD)
