@@ -13,13 +13,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import numpy as np
-import torch
 from scipy import sparse
 
 from tahoe._engine import check_finite
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:
+    import torch
+
     from tahoe._engine import Stream
     from tahoe.model import TahoeModel, Tokens
 
@@ -191,9 +192,9 @@ def places_of(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
 
 
 def mean_of_heads(weights_HNN: torch.Tensor, heads: tuple[int, ...]) -> np.ndarray:
-    """Mean of some heads in float64, (tokens, tokens)."""
+    """Mean of some heads in float64, (tokens, tokens); on the host, since Apple's GPUs have no float64."""
     chosen = weights_HNN if len(heads) == len(weights_HNN) else weights_HNN[list(heads)]
-    return chosen.mean(0, dtype=torch.float64).cpu().numpy()
+    return chosen.cpu().numpy().mean(0, dtype=np.float64)
 
 
 def check_fits(n_bytes: int, what: str) -> None:
