@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from tahoe._genes import map_genes
-from tahoe._matrix import in_memory
+from tahoe._matrix import in_memory, one_column
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,22 +38,24 @@ def groups_of(adata: AnnData, groupby: str | None) -> tuple[np.ndarray, list[str
 
 def column_of(adata: AnnData, key: str) -> pd.Series:
     """A column of ``adata.obs``, also that of a lazy AnnData."""
-    return adata.obs[key] if isinstance(adata.obs, pd.DataFrame) else in_memory(adata.obs[[key]])[key]
+    obs = adata.obs if isinstance(adata.obs, pd.DataFrame) else in_memory(adata.obs[[key]])
+    return one_column(obs, key, "obs")
 
 
 def columns_of(adata: AnnData, genes: Sequence[str] | None) -> np.ndarray:
-    """Column numbers of genes that are given by their names; all without `genes`."""
+    """Column numbers of genes that are given by their names; all without `genes`.
+
+    Of a name that several columns bear, all of them.
+    """
     if genes is None:
         return np.arange(adata.n_vars)
-    if isinstance(genes, str):
-        genes = [genes]
-    columns = adata.var_names.get_indexer_for(list(genes))
-    unknown = [gene for gene, column in zip(genes, columns, strict=False) if column < 0]
-    if unknown or not len(columns):
-        near = difflib.get_close_matches(unknown[0], adata.var_names, n=3) if unknown else []
-        message = f"genes={unknown[:5] or list(genes)}: not in adata.var_names (near: {_listed(near)})"
+    genes = [genes] if isinstance(genes, str) else list(genes)
+    unknown = [gene for gene in genes if gene not in adata.var_names]
+    if unknown or not genes:
+        near = difflib.get_close_matches(str(unknown[0]), adata.var_names, n=3) if unknown else []
+        message = f"genes={unknown[:5] or genes}: not in adata.var_names (near: {_listed(near)})"
         raise InputError(message)
-    return np.unique(columns)
+    return np.flatnonzero(adata.var_names.isin(genes))
 
 
 def drugs_of(adata: AnnData, drug_key: str, known: Mapping[str, int]) -> np.ndarray:
@@ -144,7 +146,7 @@ def mapped_genes(
         mapping = map_genes(matrix.var, matrix.totals, gene_key=gene_key, organism=organism or organism_of(adata))
         mapping.report["counts_from"] = matrix.slot
         return mapping.gene, None if matrix.slot == "raw.X" else mapping
-    column = matrix.var["tahoe_gene"]
+    column = one_column(matrix.var, "tahoe_gene", "var")
     genes = column.astype(object).where(column.notna(), "").astype(str)
     twice = genes[(genes != "") & genes.duplicated()]
     if len(twice):

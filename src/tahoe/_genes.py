@@ -90,6 +90,10 @@ def _choose_names(var: pd.DataFrame, gene_key: str | None, organism: str) -> tup
         columns = ", ".join(map(repr, var.columns)) or "none"
         message = f"gene_key={gene_key!r} is not a column of adata.var, which has: {columns}. None picks the best."
         raise InputError(message)
+    if gene_key is not None and var.columns.tolist().count(gene_key) > 1:
+        message = f"gene_key={gene_key!r} is the name of several columns of adata.var; rename or drop all but one"
+        raise InputError(message)
+    var = var.loc[:, ~var.columns.duplicated(keep=False)]
     if gene_key is not None and gene_key != "var_names":
         options = {gene_key: var[gene_key]}
     else:

@@ -230,7 +230,8 @@ def _tokens_of(inputs: Inputs, genes: list[str]) -> np.ndarray:
     names = inputs.matrix.var.index
     columns = names.get_indexer_for(pd.Index(genes))
     if len(columns) > len(genes):
-        message = "genes= has names that several columns bear; call adata.var_names_make_unique() first"
+        twice = [gene for gene in genes if (names == gene).sum() > 1]
+        message = f"genes={twice[:5]}: names that several columns bear; call adata.var_names_make_unique() first"
         raise InputError(message)
     tokens = np.where(columns >= 0, inputs.column_tokens[columns], inputs.model.vocabulary.tokens_of(genes))
     absent = np.flatnonzero((columns < 0) & (tokens < 0))
