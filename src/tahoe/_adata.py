@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import pandas as pd
 
 from tahoe._genes import map_genes
 from tahoe._matrix import in_memory, one_column
-from tahoe.errors import InputError
+from tahoe.errors import InputError, TahoeWarning
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -93,15 +94,23 @@ def row_of(adata: AnnData, cell: str | int) -> int:
 
 
 def check_key(adata: AnnData, key: str, *slots: tuple[str, str]) -> None:
-    """Refuse to overwrite what this package did not write: these slots, and ``uns[key]``."""
-    if not isinstance(key, str) or not key or "/" in key or key == "tahoe_genes":
-        message = f"key_added={key!r}; it must be the name of a slot, without '/', such as 'X_tahoe'"
-        raise InputError(message)
-    ours = isinstance(adata.uns.get(key), Mapping) and "tahoe_version" in adata.uns[key]
+    """Check the name of a result, and warn of what its slots hold that is not known to be ours.
+
+    These slots, and ``uns[key]``, will be overwritten, as scanpy does. The record in ``uns`` tells what is ours;
+    anndata.concat drops it.
+    """
+    check_name(key)
+    record = adata.uns.get(key)
+    if isinstance(record, Mapping) and "tahoe_version" in record:
+        return
     taken = [f"{slot}[{name!r}]" for slot, name in (*slots, ("uns", key)) if name in getattr(adata, slot)]
-    if taken and not ours:
-        message = f"{taken[0]} exists and was not written by tahoe; choose another key_added, or delete it first"
-        raise InputError(message)
+    if taken:
+        message = (
+            f"{' and '.join(taken)} will be overwritten, and uns[{key!r}] has no record that tahoe wrote what is there;"
+            " to keep it, pass another key_added"
+        )
+        # check_key, the verb, its caller
+        warnings.warn(message, TahoeWarning, stacklevel=3)
 
 
 def check_name(key: str) -> None:
@@ -120,11 +129,24 @@ def to_change(adata: AnnData, copy: bool) -> AnnData:
     return adata.copy() if copy else adata
 
 
-def slot_names(key: str, groups: Sequence[str], groupby: str | None) -> list[str]:
-    """Slot of each group's result. HDF5 takes a slash for a folder, so it becomes an underscore."""
-    names = [key] if groupby is None else [f"{key}_{group}".replace("/", "_") for group in groups]
+def n_genes_name(key: str) -> str:
+    """Column of ``obs`` that says how many genes each cell of an embedding has."""
+    return "tahoe_n_genes" if key == "X_tahoe" else f"{key}_n_genes"
+
+
+def slot_names(key: str, groups: Sequence[str], groupby: str | None, *, taken: str | None = None) -> list[str]:
+    """Slot of each group's result, none of which may be `taken`. HDF5 takes a slash for a folder, so it becomes _."""
+    if groupby is None:
+        return [key]
+    names = [f"{key}_{group}".replace("/", "_") for group in groups]
     if len(set(names)) < len(names):
-        message = f"groups of obs[{groupby!r}] differ only by '/' and '_'; rename one of them"
+        message = f"groups of obs[{groupby!r}] have the same name, or differ only by '/' and '_'; rename one of them"
+        raise InputError(message)
+    if taken in names:
+        group = groups[names.index(taken)]
+        message = (
+            f"the group {group!r} of obs[{groupby!r}] would go to {taken!r}, which holds something else; rename it"
+        )
         raise InputError(message)
     return names
 

@@ -115,7 +115,7 @@ def predict_expression(
     ------
     tahoe.errors.InputError
         If a gene is unknown to the model, if both `genes` and `mask_fraction` are given, if the model lacks the
-        decoder, if the result would not fit in memory, or as `tahoe.tl.embed`.
+        decoder, if `key_added` is `layer`, if the result would not fit in memory, or as `tahoe.tl.embed`.
     tahoe.errors.GeneError, tahoe.errors.ModelError, tahoe.errors.DeviceError
         As `tahoe.tl.embed`.
 
@@ -141,6 +141,9 @@ def predict_expression(
     _check_question(asked, mask_fraction, decoder)
     score_names = [] if mask_fraction is None else [f"{key_added}_{name}" for name in SCORES]
     slot = "layers" if asked is None else "obsm"
+    if slot == "layers" and layer == key_added:
+        message = f"key_added={key_added!r} is the layer that is read, and would be lost; choose another"
+        raise InputError(message)
     check_key(adata, key_added, (slot, key_added), *(("obs", name) for name in score_names))
     adata = to_change(adata, copy)
     inputs = read_inputs(
