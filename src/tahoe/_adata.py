@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from tahoe._genes import map_genes
+from tahoe._genes import map_genes, own_ids_first
 from tahoe._matrix import in_memory, one_column
 from tahoe.errors import InputError, TahoeWarning
 
@@ -158,17 +158,38 @@ def organism_of(adata: AnnData) -> str:
 
 
 def mapped_genes(
-    adata: AnnData, matrix: Matrix, gene_key: str | None = None, organism: str | None = None
+    adata: AnnData,
+    matrix: Matrix,
+    vocabulary: Container[str],
+    gene_key: str | None = None,
+    organism: str | None = None,
 ) -> tuple[np.ndarray, GeneMapping | None]:
     """Ensembl id of each column, and the mapping if it had to be made, to be written with the results.
 
-    A mapping that is there is taken, unless `gene_key` or `organism` ask for another.
+    A mapping that is there is taken, unless `gene_key` or `organism` ask for another. It belongs to no model; the ids
+    are those for a model with this vocabulary.
     """
+    match: Any
     if "tahoe_gene" not in matrix.var or gene_key is not None or organism is not None:
         mapping = map_genes(matrix.var, matrix.totals, gene_key=gene_key, organism=organism or organism_of(adata))
         mapping.report["counts_from"] = matrix.slot
-        return mapping.gene, None if matrix.slot == "raw.X" else mapping
-    column = one_column(matrix.var, "tahoe_gene", "var")
+        genes, match, key = mapping.gene, mapping.match, mapping.report["gene_key"]
+        written = None if matrix.slot == "raw.X" else mapping
+    else:
+        genes, written = _mapping_there(matrix.var), None
+        report = adata.uns.get("tahoe_genes")
+        key = report.get("gene_key") if isinstance(report, Mapping) else "var_names"
+        # without it the mapping is the user's own, and taken as it is
+        match = matrix.var.get("tahoe_match", None)
+    names = matrix.var.index if key == "var_names" else matrix.var.get(key, None)
+    if match is not None and names is not None and names.ndim == 1:
+        genes = own_ids_first(genes, np.asarray(match, dtype=str), names, lambda: matrix.totals, vocabulary)
+    return genes, written
+
+
+def _mapping_there(var: pd.DataFrame) -> np.ndarray:
+    """Ensembl id of each column as an earlier mapping or a user says, "" where there is none."""
+    column = one_column(var, "tahoe_gene", "var")
     genes = column.astype(object).where(column.notna(), "").astype(str)
     twice = genes[(genes != "") & genes.duplicated()]
     if len(twice):
@@ -177,7 +198,7 @@ def mapped_genes(
             " tahoe.pp.map_genes(adata) again, which settles which column keeps the gene"
         )
         raise InputError(message)
-    return genes.to_numpy(dtype=object), None
+    return genes.to_numpy(dtype=object)
 
 
 def write(

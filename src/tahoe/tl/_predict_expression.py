@@ -9,6 +9,7 @@ import pandas as pd
 
 from tahoe._adata import check_key, to_change, write
 from tahoe._aggregate import check_fits
+from tahoe._gene_names import find_id
 from tahoe._genes import resolve
 from tahoe._inputs import check_at_least, read_inputs
 from tahoe._predictions import AskedPredictions, HiddenPredictions, ObservedPredictions
@@ -236,7 +237,8 @@ def _tokens_of(inputs: Inputs, genes: list[str]) -> np.ndarray:
         twice = [gene for gene in genes if (names == gene).sum() > 1]
         message = f"genes={twice[:5]}: names that several columns bear; call adata.var_names_make_unique() first"
         raise InputError(message)
-    tokens = np.where(columns >= 0, inputs.column_tokens[columns], inputs.model.vocabulary.tokens_of(genes))
+    ids = [found[0] if (found := find_id(gene)) else gene for gene in genes]
+    tokens = np.where(columns >= 0, inputs.column_tokens[columns], inputs.model.vocabulary.tokens_of(ids))
     absent = np.flatnonzero((columns < 0) & (tokens < 0))
     if len(absent):
         tokens[absent] = inputs.model.vocabulary.tokens_of(resolve([genes[i] for i in absent])[0])
