@@ -15,8 +15,11 @@ import pytest
 from scipy import sparse
 
 import tahoe
-from tahoe.errors import ModelError, TahoeWarning
+from tahoe._aggregate import AttentionMeans, GeneMeans
+from tahoe.errors import InputError, ModelError, TahoeWarning
+from tahoe.model.layout import WEIGHTS_FILE, file_sha256
 
+dask = pytest.importorskip("dask.array")
 distributed = pytest.importorskip("distributed")
 pytest.importorskip("xarray")
 ROWS = 300
@@ -115,9 +118,71 @@ def test_expression_is_predicted_on_the_workers(client, file, model):
 
 
 def test_a_model_that_was_never_written_cannot_travel(client, file, tiny):
-    tiny.folder = None
+    mine = tiny.copy("mine")
     with pytest.raises(ModelError, match=r"model.save\(folder\)"):
-        tahoe.tl.embed(lazy(file), tiny)
+        tahoe.tl.embed(lazy(file), mine)
+
+
+def test_a_model_that_was_saved_travels_and_so_does_the_next(client, file, tiny, tmp_path):
+    """A worker that has the network of a folder loads it anew when another one was saved there."""
+    mine, folder, results = tiny.copy("mine"), tmp_path / "mine", []
+    for _ in range(2):
+        mine.save(folder)
+        adata, here = lazy(file), anndata.read_h5ad(file)
+        tahoe.tl.embed(adata, mine)
+        with pytest.warns(TahoeWarning, match="express no gene"):
+            tahoe.tl.embed(here, mine)
+        results.append(adata.obsm["X_tahoe"].compute())
+        np.testing.assert_array_equal(results[-1], here.obsm["X_tahoe"])
+        assert adata.uns["X_tahoe"]["model_sha256"] == file_sha256(folder / WEIGHTS_FILE)
+        mine.network.layers[0].up.weight[0] += 1
+    assert np.nanmax(np.abs(results[0] - results[1])) > 1e-4
+    # what was loaded before is not what lies there now, and must not be taken for it
+    old = tahoe.load_model(folder, device="cpu", dtype="float32", attention="eager")
+    mine.save(folder)
+    with pytest.raises(ModelError, match="is not the one that was meant"):
+        tahoe.tl.embed(lazy(file), old)
+
+
+def test_nothing_runs_on_after_a_failure(client, file, model):
+    """Nor does a traceback that somebody keeps, as notebooks do, keep the work alive."""
+    adata = lazy(file, rows=2)
+    adata.X = dask.concatenate([adata.X[:4], -adata.X[4:6], adata.X[6:]])
+    with pytest.raises(InputError, match="negative values") as kept:
+        tahoe.tl.embed_genes(adata, model, dtype="float32")
+
+    def tasks(dask_scheduler):
+        return [key for key in dask_scheduler.tasks if "_add" in str(key)]
+
+    end = time.monotonic() + 20
+    while client.run_on_scheduler(tasks) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not client.run_on_scheduler(tasks)
+    assert kept.value
+
+
+def test_a_task_leaves_its_input_as_it_is(tiny, file):
+    """dask may give the same sum to a task that is repeated."""
+    from tahoe import _dask
+    from tahoe._predictions import HiddenPredictions
+
+    cells = anndata.read_h5ad(file)[:7]
+    columns, size = tiny.vocabulary.tokens_of(cells.var["tahoe_gene"]), tiny.config.vocab_size
+    recipe = _dask.Recipe(_dask.ModelReference.to(tiny), columns, "X", max_length=2048, seed=0, token_budget=1)
+    groups, seen = np.zeros(7, np.int64), np.flatnonzero(columns >= 0)[:40]
+    for kind, arguments in (
+        (GeneMeans, (columns, groups, 1, size, 64)),
+        (AttentionMeans, (columns, seen, groups, 1, size, (0,), (0,))),
+        (HiddenPredictions, (columns, size, "expression", 0.5, 0)),
+    ):
+        empty = kind(*arguments)
+        once, again = (_dask._add(empty, cells.X, 0, recipe) for _ in range(2))
+        more = _dask._add(once, cells.X, 0, recipe)
+        assert not empty.sums.any()
+        np.testing.assert_array_equal(once.sums, again.sums)
+        np.testing.assert_allclose(more.sums, 2 * once.sums)
+        if kind is HiddenPredictions:
+            assert (len(empty.rows), len(once.rows), len(more.rows)) == (0, 7, 14)
 
 
 def test_a_file_is_embedded_by_the_workers(client, file, model, truth, tmp_path):
@@ -163,8 +228,6 @@ def test_a_worker_that_dies_is_replaced(client, file, model, truth, tmp_path):
 
 
 def test_an_error_of_a_worker_surfaces(client, file, model, tmp_path):
-    from tahoe.errors import InputError
-
     # beyond the block that is looked at before the work begins
     adata = anndata.concat([anndata.read_h5ad(file)] * 2, index_unique="-", merge="same")
     adata.X.data[-1] = -1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -232,6 +233,24 @@ def test_a_run_with_another_model_does_not_go_on(folder, tiny, tiny_model, tmp_p
         tahoe.embed_file(
             folder / "cells.h5ad", output, tmp_path / "other-model", shard_cells=50, dtype="float32", resume=True
         )
+
+
+def test_a_run_with_another_unsaved_model_does_not_go_on(folder, tiny, truth, tmp_path):
+    """There is no file, so no hash of it: two such models must still be told apart."""
+    output, cells = tmp_path / "out.zarr", folder / "cells.h5ad"
+    mine, options = tiny.copy("mine"), {"shard_cells": 50, "dtype": "float32", "resume": True}
+    unfinished_run(folder, output, mine)
+    other = tiny.copy("mine")
+    other.network.layers[0].up.weight[3, 3] += 1
+    with pytest.raises(InputError, match=r"differs: model \("):
+        tahoe.embed_file(cells, output, other, **options)
+    other.network.config = dataclasses.replace(mine.config, activation="gelu")
+    other.network.layers[0].up.weight[3, 3] -= 1
+    with pytest.raises(InputError, match=r"differs: model \("):
+        tahoe.embed_file(cells, output, other, **options)
+    assert len(shards(output)) == 2
+    store = embed(cells, output, tiny.copy("the same"), resume=True)
+    np.testing.assert_array_equal(store.obsm["X_tahoe"], truth.obsm["X_tahoe"])
 
 
 @pytest.mark.parametrize("name", ["cells.h5ad", "v3.zarr"])

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Container, Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from tahoe._genes import map_genes
-from tahoe._matrix import in_memory
-from tahoe.errors import InputError
+from tahoe._genes import map_genes, own_ids_first
+from tahoe._matrix import in_memory, one_column
+from tahoe.errors import InputError, TahoeWarning
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -38,22 +39,24 @@ def groups_of(adata: AnnData, groupby: str | None) -> tuple[np.ndarray, list[str
 
 def column_of(adata: AnnData, key: str) -> pd.Series:
     """A column of ``adata.obs``, also that of a lazy AnnData."""
-    return adata.obs[key] if isinstance(adata.obs, pd.DataFrame) else in_memory(adata.obs[[key]])[key]
+    obs = adata.obs if isinstance(adata.obs, pd.DataFrame) else in_memory(adata.obs[[key]])
+    return one_column(obs, key, "obs")
 
 
 def columns_of(adata: AnnData, genes: Sequence[str] | None) -> np.ndarray:
-    """Column numbers of genes that are given by their names; all without `genes`."""
+    """Column numbers of genes that are given by their names; all without `genes`.
+
+    Of a name that several columns bear, all of them.
+    """
     if genes is None:
         return np.arange(adata.n_vars)
-    if isinstance(genes, str):
-        genes = [genes]
-    columns = adata.var_names.get_indexer_for(list(genes))
-    unknown = [gene for gene, column in zip(genes, columns, strict=False) if column < 0]
-    if unknown or not len(columns):
-        near = difflib.get_close_matches(unknown[0], adata.var_names.dropna(), n=3) if unknown else []
-        message = f"genes={unknown[:5] or list(genes)}: not in adata.var_names (near: {_listed(near)})"
+    genes = [genes] if isinstance(genes, str) else list(genes)
+    unknown = [gene for gene in genes if gene not in adata.var_names]
+    if unknown or not genes:
+        near = difflib.get_close_matches(str(unknown[0]), adata.var_names.dropna(), n=3) if unknown else []
+        message = f"genes={unknown[:5] or genes}: not in adata.var_names (near: {_listed(near)})"
         raise InputError(message)
-    return np.unique(columns)
+    return np.flatnonzero(adata.var_names.isin(genes))
 
 
 def drugs_of(adata: AnnData, drug_key: str, known: Mapping[str, int]) -> np.ndarray:
@@ -91,15 +94,23 @@ def row_of(adata: AnnData, cell: str | int) -> int:
 
 
 def check_key(adata: AnnData, key: str, *slots: tuple[str, str]) -> None:
-    """Refuse to overwrite what this package did not write: these slots, and ``uns[key]``."""
-    if not isinstance(key, str) or not key or "/" in key or key == "tahoe_genes":
-        message = f"key_added={key!r}; it must be the name of a slot, without '/', such as 'X_tahoe'"
-        raise InputError(message)
-    ours = isinstance(adata.uns.get(key), Mapping) and "tahoe_version" in adata.uns[key]
+    """Check the name of a result, and warn of what its slots hold that is not known to be ours.
+
+    These slots, and ``uns[key]``, will be overwritten, as scanpy does. The record in ``uns`` tells what is ours;
+    anndata.concat drops it.
+    """
+    check_name(key)
+    record = adata.uns.get(key)
+    if isinstance(record, Mapping) and "tahoe_version" in record:
+        return
     taken = [f"{slot}[{name!r}]" for slot, name in (*slots, ("uns", key)) if name in getattr(adata, slot)]
-    if taken and not ours:
-        message = f"{taken[0]} exists and was not written by tahoe; choose another key_added, or delete it first"
-        raise InputError(message)
+    if taken:
+        message = (
+            f"{' and '.join(taken)} will be overwritten, and uns[{key!r}] has no record that tahoe wrote what is there;"
+            " to keep it, pass another key_added"
+        )
+        # check_key, the verb, its caller
+        warnings.warn(message, TahoeWarning, stacklevel=3)
 
 
 def check_name(key: str) -> None:
@@ -118,11 +129,24 @@ def to_change(adata: AnnData, copy: bool) -> AnnData:
     return adata.copy() if copy else adata
 
 
-def slot_names(key: str, groups: Sequence[str], groupby: str | None) -> list[str]:
-    """Slot of each group's result. HDF5 takes a slash for a folder, so it becomes an underscore."""
-    names = [key] if groupby is None else [f"{key}_{group}".replace("/", "_") for group in groups]
+def n_genes_name(key: str) -> str:
+    """Column of ``obs`` that says how many genes each cell of an embedding has."""
+    return "tahoe_n_genes" if key == "X_tahoe" else f"{key}_n_genes"
+
+
+def slot_names(key: str, groups: Sequence[str], groupby: str | None, *, taken: str | None = None) -> list[str]:
+    """Slot of each group's result, none of which may be `taken`. HDF5 takes a slash for a folder, so it becomes _."""
+    if groupby is None:
+        return [key]
+    names = [f"{key}_{group}".replace("/", "_") for group in groups]
     if len(set(names)) < len(names):
-        message = f"groups of obs[{groupby!r}] differ only by '/' and '_'; rename one of them"
+        message = f"groups of obs[{groupby!r}] have the same name, or differ only by '/' and '_'; rename one of them"
+        raise InputError(message)
+    if taken in names:
+        group = groups[names.index(taken)]
+        message = (
+            f"the group {group!r} of obs[{groupby!r}] would go to {taken!r}, which holds something else; rename it"
+        )
         raise InputError(message)
     return names
 
@@ -134,17 +158,38 @@ def organism_of(adata: AnnData) -> str:
 
 
 def mapped_genes(
-    adata: AnnData, matrix: Matrix, gene_key: str | None = None, organism: str | None = None
+    adata: AnnData,
+    matrix: Matrix,
+    vocabulary: Container[str],
+    gene_key: str | None = None,
+    organism: str | None = None,
 ) -> tuple[np.ndarray, GeneMapping | None]:
     """Ensembl id of each column, and the mapping if it had to be made, to be written with the results.
 
-    A mapping that is there is taken, unless `gene_key` or `organism` ask for another.
+    A mapping that is there is taken, unless `gene_key` or `organism` ask for another. It belongs to no model; the ids
+    are those for a model with this vocabulary.
     """
+    match: Any
     if "tahoe_gene" not in matrix.var or gene_key is not None or organism is not None:
         mapping = map_genes(matrix.var, matrix.totals, gene_key=gene_key, organism=organism or organism_of(adata))
         mapping.report["counts_from"] = matrix.slot
-        return mapping.gene, None if matrix.slot == "raw.X" else mapping
-    column = matrix.var["tahoe_gene"]
+        genes, match, key = mapping.gene, mapping.match, mapping.report["gene_key"]
+        written = None if matrix.slot == "raw.X" else mapping
+    else:
+        genes, written = _mapping_there(matrix.var), None
+        report = adata.uns.get("tahoe_genes")
+        key = report.get("gene_key") if isinstance(report, Mapping) else "var_names"
+        # without it the mapping is the user's own, and taken as it is
+        match = matrix.var.get("tahoe_match", None)
+    names = matrix.var.index if key == "var_names" else matrix.var.get(key, None)
+    if match is not None and names is not None and names.ndim == 1:
+        genes = own_ids_first(genes, np.asarray(match, dtype=str), names, lambda: matrix.totals, vocabulary)
+    return genes, written
+
+
+def _mapping_there(var: pd.DataFrame) -> np.ndarray:
+    """Ensembl id of each column as an earlier mapping or a user says, "" where there is none."""
+    column = one_column(var, "tahoe_gene", "var")
     genes = column.astype(object).where(column.notna(), "").astype(str)
     twice = genes[(genes != "") & genes.duplicated()]
     if len(twice):
@@ -153,7 +198,7 @@ def mapped_genes(
             " tahoe.pp.map_genes(adata) again, which settles which column keeps the gene"
         )
         raise InputError(message)
-    return genes.to_numpy(dtype=object), None
+    return genes.to_numpy(dtype=object)
 
 
 def write(

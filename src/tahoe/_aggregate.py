@@ -7,18 +7,20 @@ cells from the start of the data, not of the batch.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import numpy as np
-import torch
 from scipy import sparse
 
 from tahoe._engine import check_finite
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:
+    import torch
+
     from tahoe._engine import Stream
     from tahoe.model import TahoeModel, Tokens
 
@@ -43,6 +45,15 @@ def aggregate(model: TahoeModel, stream: Stream, accumulator: A) -> A:
     """Add the cells of a stream up, batch by batch, and give the accumulator back."""
     stream.each(model, partial(accumulator.add, model))
     return accumulator
+
+
+def copied(accumulator: A) -> A:
+    """The same sums, to be added to without changing these; what they were made with is shared."""
+    other = copy(accumulator)
+    for each in fields(accumulator):  # type: ignore[arg-type]
+        if not each.init:
+            setattr(other, each.name, copy(getattr(accumulator, each.name)))
+    return other
 
 
 @dataclass
@@ -181,9 +192,9 @@ def places_of(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
 
 
 def mean_of_heads(weights_HNN: torch.Tensor, heads: tuple[int, ...]) -> np.ndarray:
-    """Mean of some heads in float64, (tokens, tokens)."""
+    """Mean of some heads in float64, (tokens, tokens); on the host, since Apple's GPUs have no float64."""
     chosen = weights_HNN if len(heads) == len(weights_HNN) else weights_HNN[list(heads)]
-    return chosen.mean(0, dtype=torch.float64).cpu().numpy()
+    return chosen.cpu().numpy().mean(0, dtype=np.float64)
 
 
 def check_fits(n_bytes: int, what: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from tqdm.auto import tqdm
 
-from tahoe._aggregate import Accumulator, aggregate
+from tahoe._aggregate import Accumulator, aggregate, copied
 from tahoe._engine import Stream, embed_cells
 from tahoe._matrix import NO_REMEDY, check_values
 from tahoe._rows import by_rows, row_blocks
@@ -37,6 +37,8 @@ class ModelReference:
     model: str
     """A registered name, or an absolute folder that all workers see; empty for a model that was never written."""
     revision: str | None
+    fingerprint: str
+    """What must be found there: another model may have been saved to the folder since."""
     device: str | None
     dtype: str | None
     attention: str | None
@@ -48,7 +50,8 @@ class ModelReference:
         """Refer to a model; what is None is for the worker to choose."""
         folder = str(model.folder.resolve()) if model.folder else ""
         where = model.name if model.is_registered else folder
-        return cls(where, model.revision, _plain(device), _plain(dtype), attention, held=model)
+        fingerprint = model.fingerprint() if where else ""
+        return cls(where, model.revision, fingerprint, _plain(device), _plain(dtype), attention, held=model)
 
     def __getstate__(self) -> dict[str, Any]:
         return {each.name: getattr(self, each.name) for each in fields(self)} | {"held": None}
@@ -63,12 +66,21 @@ class ModelReference:
         with _loading:
             if self not in _loaded:
                 _keep_freed_memory()
-                where = {"device": self.device, "dtype": self.dtype, "attention": self.attention}
-                _loaded[self] = load_model(self.model, revision=self.revision, **where)
+                loaded = load_model(self.model, revision=self.revision, **self.where())
+                if loaded.fingerprint() != self.fingerprint:
+                    message = (
+                        f"the model in {self.model!r} is not the one that was meant: it was replaced or changed since"
+                        " that was loaded, or this machine has other files there; load it again, or save it elsewhere"
+                    )
+                    raise ModelError(message)
+                # what lay there before is not asked for any more
+                for older in [each for each in _loaded if replace(each, fingerprint=self.fingerprint) == self]:
+                    del _loaded[older]
+                _loaded[self] = loaded
             return _loaded[self]
 
     def where(self) -> dict[str, Any]:
-        """Device, precision and attention, for the provenance."""
+        """Device, precision and attention: to load it with, and for the provenance."""
         return {"device": self.device, "dtype": self.dtype, "attention": self.attention}
 
     def settled(self) -> ModelReference:
@@ -192,9 +204,14 @@ def aggregate_on_workers(client: Any, values: Any, recipe: Recipe, accumulator: 
             total = dask.delayed(_add)(total, chunks[number], starts[number], shared)
         sums.append(total)
     futures = client.compute(sums)
-    for future in futures:
-        accumulator.merge(future.result())
-        future.release()
+    try:
+        for future in futures:
+            accumulator.merge(future.result())
+            future.release()
+    except BaseException:
+        # a traceback that somebody keeps would keep them, and their work, alive
+        client.cancel(futures)
+        raise
     return accumulator
 
 
@@ -203,5 +220,6 @@ def _fresh(kind: type[A], arguments: dict[str, Any]) -> A:
 
 
 def _add(total: A, chunk: Any, start: int, recipe: Recipe) -> A:
+    """A sum with the cells of one more chunk; the old one stays, since dask may give it to a task again."""
     blocks = row_blocks(by_rows(chunk), 0, chunk.shape[0])
-    return aggregate(recipe.model.load(), recipe.stream(blocks, start, start + chunk.shape[0]), total)
+    return aggregate(recipe.model.load(), recipe.stream(blocks, start, start + chunk.shape[0]), copied(total))

@@ -103,7 +103,8 @@ def embed_file(
     ``obsm[key_added]`` : array (`stored_dtype`, cells × d_model)
         The embeddings; NaN for cells that express no gene of the vocabulary.
     ``obs["tahoe_n_genes"]`` : column (int64)
-        How many genes of the vocabulary each cell expresses.
+        How many genes of the vocabulary each cell expresses; ``obs[f"{key_added}_n_genes"]`` with another `key_added`
+        than the default.
     ``var["tahoe_gene"]``, ``var["tahoe_match"]``, ``uns["tahoe_genes"]``
         The mapping of the genes, as `tahoe.pp.map_genes` has it.
     ``uns[key_added]`` : `dict`
@@ -239,6 +240,7 @@ def _fingerprint(work: Work, inputs: Inputs, record: dict[str, Any]) -> dict[str
     store, drugs = work.store, work.recipe.drugs
     return {
         **{name: record.get(name) for name in names},
+        "model": inputs.model.fingerprint(),
         "kind of device": str(record["device"]).partition(":")[0],
         "tokens of the genes": hashlib.sha256(work.recipe.column_tokens.tobytes()).hexdigest(),
         "drugs": None if drugs is None else hashlib.sha256(drugs.tobytes()).hexdigest(),

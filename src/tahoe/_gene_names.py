@@ -102,6 +102,11 @@ def _read_ids(names: np.ndarray, table: GeneTable, resolved: Resolved, organism:
         resolved.certainty[places] += np.array([is_copy for _, is_copy in ids.values()])
 
 
+def find_id(name: str) -> tuple[str, bool] | None:
+    """The Ensembl id that a name is or has inside it, without its version, and whether it is that of a Y copy."""
+    return _whole_id(name) or _embedded_id(name) if "ENS" in name.upper() else None
+
+
 def _whole_id(name: str) -> tuple[str, bool] | None:
     match = ENSEMBL_ID.fullmatch(name)
     if match is None or len(match[2] + match[3]) != 11:

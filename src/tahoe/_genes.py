@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from tahoe._gene_names import Resolved, resolve_names
+from tahoe._gene_names import Resolved, find_id, resolve_names
 from tahoe._gene_report import check_coverage, describe, refuse_unknown, usable_totals
-from tahoe._gene_table import AMBIGUOUS, DUPLICATE, MATCHES, load_table
+from tahoe._gene_table import AMBIGUOUS, DUPLICATE, ENSEMBL, MATCHES, load_table
 from tahoe.errors import InputError
 
-__all__ = ["MATCHES", "GeneMapping", "check_coverage", "map_genes", "resolve", "usable_totals"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container
+
+__all__ = ["MATCHES", "GeneMapping", "check_coverage", "map_genes", "own_ids_first", "resolve", "usable_totals"]
 
 ORGANISMS = ("human", "mouse")
 logger = logging.getLogger(__name__)
@@ -81,6 +84,49 @@ def resolve(names: Any, organism: str = "human") -> tuple[np.ndarray, np.ndarray
     return _as_ids(resolved.genes), np.array(MATCHES, dtype=object)[resolved.tiers]
 
 
+def own_ids_first(
+    genes: np.ndarray,
+    match: np.ndarray,
+    names: Any,
+    totals: Callable[[], np.ndarray],
+    vocabulary: Container[str],
+) -> np.ndarray:
+    """The gene of each column as one model knows it: an id that stands in its vocabulary is taken as it is.
+
+    The tables give a retired id to its successor, which a model made with the old one does not know. The mapping itself
+    belongs to no model, and stays as it is; so do columns that were given another gene by hand.
+
+    Parameters
+    ----------
+    genes, match
+        The mapping: Ensembl id of each column, and how it was found.
+    names
+        What the mapping went by.
+    totals
+        Gives the sums of the columns, which settle which of several keeps an id.
+    vocabulary
+        Genes of the model.
+    """
+    names = _as_strings(names)
+    by_hand = (genes == "") != np.isin(match, MATCHES[AMBIGUOUS:])
+    taken, own = set(genes), {}
+    for place in np.flatnonzero((match != MATCHES[ENSEMBL]) & ~by_hand):
+        found = find_id(names[place])
+        if found and found[0] in vocabulary and found[0] not in taken:
+            own[place] = found
+    if not own:
+        return genes
+    genes, sums = genes.copy(), totals()
+    for place in sorted(own, key=lambda place: (own[place][1], -sums[place], names[place])):
+        gene, _ = own[place]
+        genes[place] = "" if gene in taken else gene
+        taken.add(gene)
+    logger.info(
+        "%d Ensembl ids are taken as they stand in the model's vocabulary", len({id_ for id_, _ in own.values()})
+    )
+    return genes
+
+
 def _choose_names(var: pd.DataFrame, gene_key: str | None, organism: str) -> tuple[str, np.ndarray, Resolved]:
     """The identifiers to go by, where they lie, and what they mean."""
     if organism not in ORGANISMS:
@@ -90,6 +136,10 @@ def _choose_names(var: pd.DataFrame, gene_key: str | None, organism: str) -> tup
         columns = ", ".join(map(repr, var.columns)) or "none"
         message = f"gene_key={gene_key!r} is not a column of adata.var, which has: {columns}. None picks the best."
         raise InputError(message)
+    if gene_key is not None and var.columns.tolist().count(gene_key) > 1:
+        message = f"gene_key={gene_key!r} is the name of several columns of adata.var; rename or drop all but one"
+        raise InputError(message)
+    var = var.loc[:, ~var.columns.duplicated(keep=False)]
     if gene_key is not None and gene_key != "var_names":
         options = {gene_key: var[gene_key]}
     else:

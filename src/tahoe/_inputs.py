@@ -122,7 +122,7 @@ def read_inputs(
     else:
         device, dtype = device or settings.device, dtype or settings.dtype
     drug_ids = read_drug_ids(adata, loaded, drug_key, drugs)
-    genes, mapping = mapped_genes(adata, matrix, gene_key, organism)
+    genes, mapping = mapped_genes(adata, matrix, loaded.vocabulary, gene_key, organism)
     names = as_strings(matrix.var.index)
     parameters = {"mask_var": _told(mask_var), "min_coverage": min_coverage, "drug_key": drug_key}
     if whole:

@@ -142,6 +142,15 @@ def named_layers(adata: AnnData) -> list[str]:
     return [name for name in adata.layers if isinstance(name, str)]
 
 
+def one_column(frame: pd.DataFrame, key: str, slot: str) -> pd.Series:
+    """A column of ``obs`` or ``var`` by its name, which several may bear after a join."""
+    column = frame[key]
+    if column.ndim > 1:
+        message = f"{slot} has {column.shape[1]} columns of the name {key!r}; rename or drop all but one"
+        raise InputError(message)
+    return column
+
+
 def _refuse_shape(matrix: Matrix) -> None:
     """Refuse what has no rows, no columns, or others than the AnnData: a file may say anything."""
     shape, expected = tuple(matrix.values.shape), (matrix.adata.n_obs, len(matrix.var))
@@ -203,7 +212,7 @@ def selected_genes(matrix: Matrix, mask_var: str | np.ndarray | None) -> np.ndar
         message = f"mask_var={mask_var!r} is not a column of var, which has {present}"
         raise InputError(message)
     name = f"var[{mask_var!r}]" if isinstance(mask_var, str) else "mask_var"
-    given = matrix.var[mask_var] if isinstance(mask_var, str) else mask_var
+    given = one_column(matrix.var, mask_var, "var") if isinstance(mask_var, str) else mask_var
     if isinstance(given, pd.Series) and not given.index.equals(matrix.var.index):
         message = f"{name} is a Series with another index than var; pass mask_var[adata.var_names], or its values"
         raise InputError(message)

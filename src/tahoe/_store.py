@@ -13,6 +13,7 @@ import anndata
 import zarr
 from anndata.io import write_elem
 
+from tahoe._adata import n_genes_name
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 RUN_FILE = "run.json"
 ENCODED = {"anndata": "0.1.0", "dict": "0.1.0", "dataframe": "0.2.0", "array": "0.2.0"}
-N_GENES = "tahoe_n_genes"
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,11 @@ class Store:
     @property
     def n_shards(self) -> int:
         return math.ceil(self.n_cells / self.shard_cells)
+
+    @property
+    def n_genes_name(self) -> str:
+        """Column of obs with the numbers of genes."""
+        return n_genes_name(self.key)
 
     def rows(self, shard: int) -> tuple[int, int]:
         """First cell of a shard, and the one behind its last."""
@@ -89,15 +94,15 @@ class Store:
         """Write one shard; the vectors last, since they say that it is done."""
         rows = slice(*self.rows(shard))
         root = self._root()
-        root["obs"][N_GENES][rows] = n_genes
+        root["obs"][self.n_genes_name][rows] = n_genes
         root["obsm"][self.key][rows] = vectors.astype(self.dtype)
 
     def finish(self, source: Source, var: pd.DataFrame, uns: dict[str, Any], columns: bool) -> int:
         """Add what is not per shard, and let the store appear; gives the number of cells without a vector."""
         root = self._root()
         obs = root["obs"]
-        names = source.copy_obs(obs, columns, without=N_GENES)
-        _encode(obs, "dataframe", **{"column-order": [*names, N_GENES]})
+        names = source.copy_obs(obs, columns, without=self.n_genes_name)
+        _encode(obs, "dataframe", **{"column-order": [*names, self.n_genes_name]})
         with warnings.catch_warnings(), anndata.settings.override(allow_write_nullable_strings=True):
             # on the next version of anndata, and on what zarr's specification does not have yet
             warnings.filterwarnings("ignore", message="zarr v3 autosharding|Consolidated metadata")
@@ -106,7 +111,9 @@ class Store:
                 write_elem(root["uns"], key, value)
             _encode(root, "anndata")
             zarr.consolidate_metadata(root.store)
-        n_empty = sum(int((obs[N_GENES][slice(*self.rows(shard))] == 0).sum()) for shard in range(self.n_shards))
+        n_empty = sum(
+            int((obs[self.n_genes_name][slice(*self.rows(shard))] == 0).sum()) for shard in range(self.n_shards)
+        )
         self._place.rename(self.output)
         shutil.rmtree(self.unfinished)
         return n_empty
@@ -137,7 +144,7 @@ class Store:
             compressors=None,
         )
         n_genes = root.create_group("obs").create_array(
-            N_GENES, shape=(self.n_cells,), dtype="int64", chunks=(self.shard_cells,)
+            self.n_genes_name, shape=(self.n_cells,), dtype="int64", chunks=(self.shard_cells,)
         )
         _encode(vectors, "array")
         _encode(n_genes, "array")

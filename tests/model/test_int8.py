@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import tahoe
 from tahoe.errors import DeviceError, ModelError
 from tahoe.model.linear import Linear, computed_in, has_int8
-from tahoe.model.training import TrainingPlan, train
+from tahoe.model.training import TrainingPlan, evaluate, train
 
 pytestmark = pytest.mark.skipif(not has_int8(), reason="this CPU does not multiply in eight bits")
 
@@ -88,6 +88,22 @@ def test_neighbours_do_not_matter(rounded, tokens):
     rounded.observe(tokens.cells(1, 2), [0], lambda _, __, weights: shown[1].append(weights))
     assert len(shown[0]) == 1
     assert torch.equal(*shown[1])
+
+
+def test_several_cells_in_a_batch_are_refused(rounded, tokens):
+    """They would share a scale, so that a cell would depend on its neighbours."""
+    two, one = (rounded.batch(tokens.cells(0, n)) for n in (2, 1))
+    network = rounded.network
+    for way in (network.__call__, network.embed_cells, lambda batch: network.observe(batch, lambda *_: None)):
+        with torch.inference_mode(), pytest.raises(ModelError, match="each cell goes through the network alone"):
+            way(two)
+        with torch.inference_mode():
+            way(one)
+    with pytest.raises(ModelError, match="each cell goes through the network alone"):
+        evaluate(network, tokens)
+    exact = tahoe.load_model("demo", device="cpu", dtype="float32")
+    alone = evaluate(network, tokens, cells_per_batch=1)
+    assert alone == pytest.approx(evaluate(exact.network, tokens, cells_per_batch=1), rel=0.02)
 
 
 def test_it_says_what_it_is(rounded):

@@ -8,13 +8,16 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from scipy import sparse
 
 import tahoe
+from tahoe._dask import ModelReference
 from tahoe.errors import ModelError
-from tahoe.model.layout import FILES
+from tahoe.model.layout import FILES, WEIGHTS_FILE, file_sha256
 
 PUSH = """
 import sys, tahoe
@@ -45,6 +48,43 @@ def test_a_model_can_be_saved_over_its_own_files(reference, tmp_path):
     assert same_weights(model, tahoe.load_model(reference / "drug-model", device="cpu"))
     assert same_weights(model, tahoe.load_model(folder, device="cpu"))
     assert {path.name for path in folder.iterdir()} == {*FILES, "drug_to_id_pad.json"}
+
+
+def test_what_was_saved_is_the_model_of_its_folder(reference, tmp_path):
+    """For provenance and for workers, whatever it was before, and again after the next change."""
+    mine = tahoe.load_model(reference / "tiny-model", device="cpu", dtype="float32").copy("mine")
+    hashes = set()
+    for place in ("first", "second", "second"):
+        mine.network.norm.weight[0] += 1
+        mine.save(tmp_path / place)
+        found = tahoe.load_model(tmp_path / place, device="cpu")
+        assert (mine.name, mine.folder, mine.revision) == ("mine", tmp_path / place, None)
+        assert mine.weights_sha256 == file_sha256(tmp_path / place / WEIGHTS_FILE) == found.weights_sha256
+        assert mine.fingerprint() == found.fingerprint()
+        assert ModelReference.to(mine).model == str(tmp_path / place)
+        hashes.add(mine.weights_sha256)
+    assert len(hashes) == 3
+    demo = tahoe.load_model("demo", device="cpu", dtype="float32")
+    demo.save(tmp_path / "demo")
+    assert (demo.is_registered, demo.folder) == (False, tmp_path / "demo")
+
+
+def test_a_loaded_model_keeps_its_hash(reference, tmp_path):
+    """Also when nobody asked for it before another model was saved to its folder."""
+    folder = shutil.copytree(reference / "tiny-model", tmp_path / "tiny")
+    loaded, other = (tahoe.load_model(folder, device="cpu", dtype="float32") for _ in range(2))
+    before = file_sha256(folder / WEIGHTS_FILE)
+    other.network.norm.weight[0] += 1
+    other.save(folder)
+    assert loaded.weights_sha256 == before != other.weights_sha256
+
+
+def test_models_and_tokens_may_be_keys(reference, tiny):
+    again = tahoe.load_model(reference / "tiny-model", device="cpu", dtype="float32")
+    assert {tiny: 1, again: 2}[tiny] == 1
+    assert tiny != again
+    tokens = tiny.tokenize(sparse.csr_array(np.ones((2, 3), np.float32)), np.array([3, 4, 5]))
+    assert len({tokens, tokens.cells(0, 2), tiny.batch(tokens), tiny.config}) == 4
 
 
 def test_drugs_of_another_model_do_not_stay(reference, tmp_path):
@@ -108,10 +148,12 @@ def test_push(loopback, client, reference, tmp_path, folder):
     assert created["authorization"] == "Bearer hf_secret"
 
 
-def test_push_without_a_hub(tiny, monkeypatch):
+def test_push_without_a_hub(tiny, monkeypatch, reference):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match="could not be uploaded to 'somebody/cells'"):
         tiny.push_to_hub("somebody/cells")
+    # nor is it now the model of a folder that is gone
+    assert tiny.folder == reference / "tiny-model"
 
 
 def test_nothing_is_unpickled_and_no_code_comes_with_a_model(reference):

@@ -69,6 +69,18 @@ def test_network_has_an_arrow_for_each_pair(cells):
     assert arrows == {(cells.var_names[row], cells.var_names[other]) for row, other in pairs}
 
 
+def test_two_columns_of_one_name_are_two_genes(cells):
+    _, pairs = strongest(cells, 9)
+    (first, second), *_ = pairs
+    twice = cells.copy()
+    twice.var_names = [
+        cells.var_names[first] if place == second else name for place, name in enumerate(cells.var_names)
+    ]
+    ax = tahoe.pl.attention(twice, kind="network", n_pairs=9)
+    assert len(ax.texts) == len({gene for pair in pairs for gene in pair})
+    assert sum(isinstance(arrow, FancyArrowPatch) for arrow in ax.patches) == 9
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

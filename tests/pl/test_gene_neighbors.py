@@ -58,6 +58,20 @@ def test_without_numbers_of_cells(cells):
     assert len(names(ax)) == 10
 
 
+def test_a_name_that_several_columns_bear(cells):
+    """The one that has a vector is meant; if several have, none can be."""
+    twice, names_before = cells.copy(), cells.var_names.tolist()
+    lost = int(np.flatnonzero(np.isnan(cells.varm["tahoe"]).any(1))[0])
+    place = names_before.index("NKG7")
+    assert lost < place
+    twice.var_names = [*names_before[:lost], "NKG7", *names_before[lost + 1 :]]
+    found = tahoe.pl.gene_neighbors(twice, "NKG7", min_cells=5)
+    assert names(found) == names(tahoe.pl.gene_neighbors(cells, "NKG7", min_cells=5))
+    twice.var_names = [*names_before[: place + 1], *["NKG7"] * (len(names_before) - place - 1)]
+    with pytest.raises(InputError, match=r"is the name of \d+ columns with a vector; call adata.var_names_make_unique"):
+        tahoe.pl.gene_neighbors(twice, "NKG7")
+
+
 @pytest.mark.parametrize(
     ("gene", "options", "message"),
     [

@@ -81,8 +81,11 @@ def test_without_context(tiny, full_cells):
     [
         ({"groupby": "nothing"}, "groupby='nothing' is not a column of adata.obs"),
         ({"groupby": "holes"}, r"obs\['holes'\] is missing for 1 cells"),
-        ({"key_added": "loadings"}, r"varm\['loadings'\] exists and was not written by tahoe"),
-        ({"key_added": "own", "groupby": "kind"}, r"varm\['own_a'\] exists and was not written by tahoe"),
+        (
+            {"groupby": "taken"},
+            r"the group 'n_cells' of obs\['taken'\] would go to 'tahoe_n_cells', which holds something",
+        ),
+        ({"groupby": "alike"}, r"groups of obs\['alike'\] have the same name, or differ only by"),
         ({"groupby": "kind", "context": False}, "with context=False the vectors are the same in all cells"),
         ({"layer": "nothing"}, "does not exist"),
     ],
@@ -90,7 +93,8 @@ def test_without_context(tiny, full_cells):
 def test_bad_arguments(tiny, full_cells, options, message):
     full_cells.obs["holes"] = pd.Categorical([None, *["x"] * 62])
     full_cells.obs["kind"] = "a"
-    full_cells.varm["loadings"] = full_cells.varm["own_a"] = np.zeros((1600, 2))
+    full_cells.obs["taken"] = np.where(np.arange(63) % 2, "n_cells", "a")
+    full_cells.obs["alike"] = pd.Categorical([1, "1", "b"] * 21)
     before = set(full_cells.varm), set(full_cells.uns)
     with pytest.raises(InputError, match=message):
         tahoe.tl.embed_genes(full_cells, tiny, **options)

@@ -201,15 +201,13 @@ def test_an_empty_cell(tiny, tiny_cells):
         ({"mask_fraction": 1.0}, "mask_fraction=1.0"),
         ({"decoder": "values"}, "decoder='values' is unknown"),
         ({"layer": "nothing"}, "does not exist"),
-        ({"key_added": "mine"}, r"layers\['mine'\] exists and was not written by tahoe"),
-        ({"key_added": "own", "mask_fraction": 0.1}, r"obs\['own_mse'\] exists and was not written by tahoe"),
+        ({"layer": "mine", "key_added": "mine"}, "key_added='mine' is the layer that is read, and would be lost"),
         ({"drug_key": "drug"}, "has no drug encoder"),
         ({"max_length": 1}, "max_length=1"),
     ],
 )
 def test_bad_arguments(tiny, full_cells, options, message):
     full_cells.layers["mine"] = full_cells.X
-    full_cells.obs["own_mse"] = 1.0
     before = {slot: set(getattr(full_cells, slot)) for slot in ("obs", "obsm", "layers", "uns")}
     with pytest.raises(InputError, match=message):
         tahoe.tl.predict_expression(full_cells, tiny, **options)

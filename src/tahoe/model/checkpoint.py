@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import replace
@@ -113,6 +114,16 @@ def write_checkpoint(
     # safetensors leaves it readable by its owner alone
     unfinished.chmod((folder / MODEL_FILE).stat().st_mode)
     unfinished.replace(weights)
+
+
+def hash_weights(network: Network) -> str:
+    """Hash of the weights in memory, where there is no file of them."""
+    network.check_weights()
+    digest = hashlib.sha256()
+    for name, weight in network.state_dict().items():
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().cpu().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def released_name(key: str) -> str:

@@ -67,6 +67,7 @@ class DrugEncoder(nn.Module):
     def __init__(self, d_model: int, config: DrugEncoderConfig) -> None:
         super().__init__()
         self.fingerprints = Embedding(config.n_drugs, config.fingerprint_size)
+        self.fingerprints.padding_idx = 0  # drug 0 is none: training leaves its row as it is, which is zero
         self.hidden = nn.Linear(config.fingerprint_size, d_model)
         self.out = nn.Linear(d_model, d_model)
         self.norm = nn.LayerNorm(d_model)

@@ -12,7 +12,7 @@ from tahoe.errors import DeviceError, ModelError
 from tahoe.model import hub
 from tahoe.model.attention import choose_attention
 from tahoe.model.checkpoint import read_checkpoint
-from tahoe.model.layout import WEIGHTS_FILE
+from tahoe.model.layout import WEIGHTS_FILE, file_sha256
 from tahoe.model.linear import has_bfloat16, has_int8
 from tahoe.model.model import TahoeModel
 from tahoe.settings import settings
@@ -81,6 +81,8 @@ def load_model(
     where = choose_device(device or settings.device)
     name, folder, commit, sha256 = _located(model, revision)
     network, vocabulary, drugs = read_checkpoint(folder)
+    # now, since the file may be another one by the time that somebody asks
+    sha256 = sha256 or file_sha256(folder / WEIGHTS_FILE)
     precision = _choose_dtype(dtype or settings.dtype, where, network.config.precision)
     kernel = choose_attention(attention, where, precision, network.config.d_model)
     network.set_precision(precision).to(where)
@@ -137,7 +139,7 @@ def _computes_bfloat16(device: torch.device) -> bool:
 
 
 def _located(model: str | os.PathLike[str], revision: str | None) -> tuple[str, Path, str | None, str]:
-    """Name, folder and commit of a model, and the hash of its weights as far as it is known."""
+    """Name, folder and commit of a model, and the hash of its weights if the download told it."""
     folder = Path(model)
     if isinstance(model, str) and model == hub.DEMO:
         _refuse_revision(revision, "the demo model, which ships with the package")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ import torch
 from tahoe.errors import InputError
 from tahoe.model import hub
 from tahoe.model.attention import Spans, choose_attention
-from tahoe.model.checkpoint import write_checkpoint
+from tahoe.model.checkpoint import hash_weights, write_checkpoint
 from tahoe.model.config import N_BINS
 from tahoe.model.devices import to_device
 from tahoe.model.layout import WEIGHTS_FILE, file_sha256
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tahoe.model.vocab import Vocabulary
 
 
-@dataclass
+@dataclass(eq=False)
 class TahoeModel:
     """A Tahoe-x1 network with its vocabulary, on a device.
 
@@ -57,8 +57,8 @@ class TahoeModel:
     """The commit on the Hub, for a registered name."""
     drugs: dict[str, int] = field(default_factory=dict)
     """Drugs that the checkpoint knows by name, and their ids."""
-    recorded_sha256: str = ""
-    """Hash of the weights file as its download was checked; empty where it was not downloaded by name."""
+    weights_sha256: str = ""
+    """Hash of the weights file that was loaded or saved; empty for a model that was never written."""
 
     @property
     def config(self) -> ModelConfig:
@@ -80,12 +80,13 @@ class TahoeModel:
         """How many weights the network has."""
         return self.network.n_parameters
 
-    @cached_property
-    def weights_sha256(self) -> str:
-        """Hash of the weights file; empty for a model that was never written."""
-        if self.recorded_sha256 or self.folder is None:
-            return self.recorded_sha256
-        return file_sha256(self.folder / WEIGHTS_FILE)
+    def fingerprint(self) -> str:
+        """Hash of all that makes it this model and no other: weights, vocabulary, configuration.
+
+        That of a model that was never written takes a pass over its weights.
+        """
+        weights = self.weights_sha256 or hash_weights(self.network)
+        return sha256(f"{weights} {self.vocabulary.sha256} {self.config}".encode()).hexdigest()
 
     def tokenize(
         self,
@@ -224,8 +225,13 @@ class TahoeModel:
 
         Weights are written in the precision in which they are held, so load with ``dtype="float32"`` what is to be
         written whole. A checkpoint that is there already is replaced; one that was cut short does not load.
+
+        From then on this is the model of that folder: `folder` and `weights_sha256` say so, and workers load it there.
         """
-        write_checkpoint(Path(folder), self.network, self.vocabulary, self.drugs)
+        place = Path(folder)
+        write_checkpoint(place, self.network, self.vocabulary, self.drugs)
+        self.folder, self.revision = place, None
+        self.weights_sha256 = file_sha256(place / WEIGHTS_FILE)
 
     def copy(self, name: str) -> TahoeModel:
         """A second model with the same weights, in float32, to be trained or changed; this one stays as it is.

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Observer = Callable[[int, int, Tensor], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """Some cells as packed tokens, on one device."""
 
@@ -207,6 +207,12 @@ class Network(nn.Module):
 
     def inputs(self, batch: Batch) -> Tensor:
         """What enters the first layer: gene plus value, or the flag in place of a masked value, and the drug."""
+        if not self.has_weights and len(batch.cells.lengths) > 1:
+            message = (
+                f"in int8 each cell goes through the network alone, since it has a scale of its own, and this batch has"
+                f" {len(batch.cells.lengths)}; call the methods of TahoeModel, or load it with dtype='float32'"
+            )
+            raise ModelError(message)
         value_TD = self.value(batch.values_T)
         if batch.masked_T is not None:
             value_TD = torch.where(batch.masked_T[:, None], self.flag.weight[1].float(), value_TD)
@@ -214,7 +220,7 @@ class Network(nn.Module):
         if batch.drugs_C is not None:
             if self.drug is None:
                 message = "this network has no drug encoder"
-                raise ValueError(message)
+                raise ModelError(message)
             x_TD = x_TD.index_copy(0, batch.starts_C + 1, self.drug(batch.drugs_C))
         return x_TD
 
@@ -230,7 +236,7 @@ class Network(nn.Module):
         """Predicted value of each token from its cell's embedding, (T,)."""
         if self.mvc is None:
             message = "this network has no MVC decoder"
-            raise ValueError(message)
+            raise ModelError(message)
         lengths_C = batch.cells.device_bounds.diff().long()
         return self.mvc(output_TD[batch.starts_C], self.gene_inputs(batch.ids_T), lengths_C)
 

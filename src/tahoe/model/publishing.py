@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from tahoe.errors import ModelError
+from tahoe.model.checkpoint import write_checkpoint
 from tahoe.model.hub import RELEASES, reason
 from tahoe.model.layout import WEIGHTS_FILE, file_sha256
 
@@ -25,7 +26,7 @@ def push(model: TahoeModel, repository: str, *, folder: str, private: bool | Non
 
     with tempfile.TemporaryDirectory() as place:
         written = Path(place)
-        model.save(written)
+        write_checkpoint(written, model.network, model.vocabulary, model.drugs)
         operations = [
             CommitOperationAdd(f"{folder}/{path.name}" if folder else path.name, path)
             for path in sorted(written.iterdir())

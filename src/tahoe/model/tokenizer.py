@@ -32,7 +32,7 @@ GRADES = np.array([
 # fmt: on
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tokens:
     """Cells as packed tokens, in the order of the rows they came from."""
 
@@ -71,7 +71,12 @@ class Tokens:
 
     @classmethod
     def joined(cls, parts: list[Tokens]) -> Tokens:
-        """Several lots of cells, one behind the other."""
+        """Several lots of cells, one behind the other; all with a drug token, or none."""
+        if len({part.drugs is None for part in parts}) > 1:
+            message = (
+                "some of these cells carry a drug token and others do not; tokenize all of them with drugs=, 0 for none"
+            )
+            raise InputError(message)
         ids, values, lengths, n_genes = (
             np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "values", "lengths", "n_genes")
         )
@@ -119,8 +124,12 @@ def tokenize(
     Raises
     ------
     tahoe.errors.InputError
-        If the three arrays are no rows, or a value is negative or not a number: compiled code relies on that.
+        If the three arrays are no rows, or a value is negative or not a number: compiled code relies on that. If
+        `drugs` are given to a checkpoint without a drug token.
     """
+    if drugs is not None and vocabulary.drug is None:
+        message = "drugs= is given, but the vocabulary of this checkpoint has no drug token; leave it away"
+        raise InputError(message)
     _refuse_unsafe(indptr, indices, data, len(column_tokens))
     n_special = 1 if drugs is None else 2
     most_genes = None if max_length is None else max_length - n_special

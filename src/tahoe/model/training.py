@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from tahoe.errors import ModelError
+from tahoe.errors import InputError, ModelError, TahoeWarning
 from tahoe.model.attention import Spans
 from tahoe.model.config import N_BINS
 from tahoe.model.network import Batch, Network
@@ -91,6 +92,8 @@ def new_network(config: ModelConfig, seed: int = 0, device: str | torch.device =
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.02 if config.gene_norm else 1.0, generator=generator)
+    if network.drug is not None:
+        nn.init.zeros_(network.drug.fingerprints.weight[:1])  # drug 0 is none
     _start_on_the_scale_of_bins(network, generator)
     return network
 
@@ -115,25 +118,32 @@ def _start_on_the_scale_of_bins(network: Network, generator: torch.Generator) ->
         network.mvc.weight.weight.mul_(spread)
 
 
-def mask_tokens(tokens: Tokens, generator: np.random.Generator, probability: float, n_special: int = 1) -> np.ndarray:
-    """Choose which tokens of each cell to mask: a share of its genes, never a special token."""
-    cells = np.repeat(np.arange(len(tokens)), tokens.lengths)
-    position = np.arange(len(cells)) - tokens.bounds[cells]
+def mask_tokens(tokens: Tokens, generator: np.random.Generator, probability: float) -> np.ndarray:
+    """Choose which tokens of each cell to mask: a share of its genes, never its own token or that of its drug."""
+    cells, is_gene = tokens.cell_of_token, tokens.is_gene
     # Special tokens are drawn last, so the first ranks of each cell are a random choice of its genes.
-    draws = np.where(position < n_special, 2.0, generator.random(len(cells)))
+    draws = np.where(is_gene, generator.random(len(cells)), 2.0)
     rank = np.empty(len(cells), dtype=np.int64)
-    rank[np.lexsort((draws, cells))] = position
-    return rank < np.floor((tokens.lengths - n_special) * probability)[cells]
+    rank[np.lexsort((draws, cells))] = np.arange(len(cells)) - tokens.bounds[cells]
+    n_genes = np.bincount(cells[is_gene], minlength=len(tokens))
+    return rank < np.floor(n_genes * probability)[cells]
 
 
 def masked_batch(tokens: Tokens, masked: np.ndarray, config: ModelConfig, device: torch.device) -> tuple[Batch, Tensor]:
     """Make a batch whose masked values are hidden, and the values that are to be predicted."""
+    if not masked.any():
+        message = f"there is nothing to mask in these {len(tokens)} cells; take cells with more genes"
+        raise InputError(message)
+    if config.drug_encoder is not None and tokens.drugs is None:
+        message = "a model with a drug encoder sees cells without a drug token; pass drugs= to tokenize(), 0 for none"
+        warnings.warn(message, TahoeWarning, stacklevel=2)
     values = torch.from_numpy(np.where(masked, np.float32(config.mask_value), tokens.values)).to(device)
     batch = Batch(
         torch.from_numpy(tokens.ids).to(device),
         values,
         Spans.of(tokens.bounds.tolist(), device),
         torch.from_numpy(masked).to(device),
+        None if tokens.drugs is None else torch.from_numpy(tokens.drugs).to(device),
     )
     targets = torch.from_numpy(tokens.values[masked]).to(device)
     if config.scaled_targets:
@@ -173,6 +183,7 @@ def train(
     sampler
         Function of a `numpy.random.Generator` that draws the cells of a step, as `Tokens`. The generator depends on
         ``plan.seed`` and the step alone, so that a resumed run sees the cells that an undisturbed one would have seen.
+        For a model with a drug encoder each cell has a drug token, with drug 0 if it has no drug.
     plan
         Steps, rates and seed.
     state_file
@@ -190,6 +201,8 @@ def train(
     ------
     tahoe.errors.ModelError
         If `state_file` is that of another network, or the weights are in int8.
+    tahoe.errors.InputError
+        If there is nothing to mask in the cells of a step.
 
     Examples
     --------
@@ -241,6 +254,11 @@ def evaluate(network: Network, tokens: Tokens, *, seed: int = 0, cells_per_batch
     -------
     ``"expression_mse"`` and ``"mvc_mse"``, the errors of the decoders, and ``"constant_mse"``, that of the best
     constant, the mean of the masked values, which knows nothing of gene or cell.
+
+    Raises
+    ------
+    tahoe.errors.InputError
+        If no cell has enough genes to mask one.
     """
     device = next(network.parameters()).device
     generator = np.random.default_rng(seed)
@@ -255,6 +273,9 @@ def evaluate(network: Network, tokens: Tokens, *, seed: int = 0, cells_per_batch
         mvc = losses.mvc if losses.mvc is not None else losses.expression
         sums += np.array([losses.expression.item(), mvc.item()]) * len(targets)
         values.append(targets.cpu().numpy())
+    if not values:
+        message = f"there is nothing to mask in these {len(tokens)} cells; take cells with more genes"
+        raise InputError(message)
     truth = np.concatenate(values)
     return {
         "expression_mse": sums[0] / len(truth),

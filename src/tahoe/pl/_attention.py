@@ -84,7 +84,7 @@ def attention(
     names = adata.var_names[columns].astype(str).to_numpy(dtype=object)
     if kind == "network":
         ax = ax or new_axes(6.5, 6)
-        _draw_network(ax, names[rows], names[others], pairs.data[strongest])
+        _draw_network(ax, rows, others, pairs.data[strongest], names)
     else:
         chosen = np.arange(len(columns)) if genes is not None else np.unique([rows, others])
         ax = ax or new_axes(2.5 + 0.22 * len(chosen), 1.8 + 0.22 * len(chosen))
@@ -108,11 +108,14 @@ def _draw_heatmap(ax: Axes, weights: np.ndarray, names: np.ndarray) -> None:
     ax.figure.colorbar(image, ax=ax, shrink=0.6, label="share of attention, mean over cells")
 
 
-def _draw_network(ax: Axes, sources: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> None:
+def _draw_network(ax: Axes, sources: np.ndarray, targets: np.ndarray, weights: np.ndarray, names: np.ndarray) -> None:
     """Genes on a circle, and arrows from the one that attends, wider and darker with the attention."""
-    names, ends = np.unique(np.concatenate([sources, targets]), return_inverse=True)
+    genes = np.unique([sources, targets])
+    genes = genes[np.argsort(names[genes], kind="stable")]
+    place = np.zeros(len(names), dtype=int)
+    place[genes], names = np.arange(len(genes)), names[genes]
     pairs = np.zeros((len(names), len(names)))
-    pairs[tuple(ends.reshape(2, -1))] = weights
+    pairs[place[sources], place[targets]] = weights
     # genes that are linked lie side by side
     order = _order(squareform(pairs.max() - np.maximum(pairs, pairs.T), checks=False))
     angles = np.empty(len(names))

@@ -66,11 +66,8 @@ def gene_neighbors(
         near = ", ".join(map(repr, difflib.get_close_matches(gene, adata.var_names, n=3))) or "none"
         message = f"gene={gene!r} is not in adata.var_names (near: {near})"
         raise InputError(message)
-    column = int(np.argmax(adata.var_names == gene))
     vectors = np.asarray(adata.varm[slot])
-    if np.isnan(vectors[column]).any():
-        message = f"gene={gene!r} has no vector in varm[{slot!r}]: no cell expresses it, or the model does not know it"
-        raise InputError(message)
+    column = _column_of(adata.var_names == gene, vectors, f"gene={gene!r}", f"varm[{slot!r}]")
     counts = f"{key}_n_cells"
     n_cells = np.asarray(adata.varm[counts])[:, number] if counts in adata.varm else None
     similarity = _cosines(vectors, column)
@@ -88,6 +85,20 @@ def gene_neighbors(
     _draw(ax, similarity[order], names, labels)
     ax.set_title(f"Nearest to {gene}" + ("" if group is None else f" in {group}"), fontsize="medium", loc="left")
     return ax
+
+
+def _column_of(named: np.ndarray, vectors: np.ndarray, gene: str, slot: str) -> int:
+    """The column of a gene; of several that bear its name, the one that has a vector."""
+    columns = np.flatnonzero(named & ~np.isnan(vectors).any(axis=1))
+    if not len(columns):
+        message = f"{gene} has no vector in {slot}: no cell expresses it, or the model does not know it"
+        raise InputError(message)
+    if len(columns) > 1:
+        message = (
+            f"{gene} is the name of {len(columns)} columns with a vector; call adata.var_names_make_unique() first"
+        )
+        raise InputError(message)
+    return int(columns[0])
 
 
 def _cosines(vectors: np.ndarray, column: int) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tahoe._adata import check_key, to_change, write
+from tahoe._adata import check_key, n_genes_name, to_change, write
 from tahoe._dask import embed_lazily
 from tahoe._engine import embed_cells
 from tahoe._inputs import check_at_least, read_inputs
@@ -104,7 +104,8 @@ def embed(
         The embeddings. NaN for a cell that expresses no gene of the vocabulary; a warning says how many there are.
         From lazy data a dask array: the vectors are computed when they are asked for.
     ``adata.obs["tahoe_n_genes"]`` : `pandas.Series` (int)
-        How many genes of the vocabulary each cell expresses. Not from lazy data, of which it would need a pass.
+        How many genes of the vocabulary each cell expresses; ``adata.obs[f"{key_added}_n_genes"]`` with another
+        `key_added` than the default. Not from lazy data, of which it would need a pass.
     ``adata.uns[key_added]`` : `dict`
         What is needed to repeat this: parameters, model and its hashes, the slot that was read, versions.
     ``adata.var["tahoe_gene"]``, ``adata.var["tahoe_match"]``, ``adata.uns["tahoe_genes"]``
@@ -128,7 +129,8 @@ def embed(
     >>> adata.obsm["X_tahoe"].shape[0] == adata.n_obs
     True
     """
-    check_key(adata, key_added, ("obsm", key_added))
+    counts = n_genes_name(key_added)
+    check_key(adata, key_added, ("obsm", key_added), ("obs", counts))
     check_at_least(max_length=(max_length, 2), token_budget=(token_budget, 1))
     adata = to_change(adata, copy)
     inputs = read_inputs(
@@ -154,17 +156,17 @@ def embed(
         obs = {}
     else:
         vectors, n_genes = embed_cells(inputs.model, inputs.stream(**parameters), normalize=normalize)
-        _warn_of_empty_cells(n_genes)
-        obsm, obs = {key_added: vectors}, {"tahoe_n_genes": n_genes}
+        _warn_of_empty_cells(n_genes, counts)
+        obsm, obs = {key_added: vectors}, {counts: n_genes}
     write(adata, obsm=obsm, obs=obs, uns={key_added: record}, mapping=inputs.mapping)
     return adata if copy else None
 
 
-def _warn_of_empty_cells(n_genes: np.ndarray) -> None:
+def _warn_of_empty_cells(n_genes: np.ndarray, column: str) -> None:
     empty = np.flatnonzero(n_genes == 0)
     if len(empty):
         message = (
             f"{len(empty)} of {len(n_genes)} cells express no gene of the model's vocabulary (first: row {empty[0]});"
-            " their embeddings are NaN. Remove them before sc.pp.neighbors: adata[adata.obs['tahoe_n_genes'] > 0]"
+            f" their embeddings are NaN. Remove them before sc.pp.neighbors: adata[adata.obs[{column!r}] > 0]"
         )
         warnings.warn(message, TahoeWarning, stacklevel=3)

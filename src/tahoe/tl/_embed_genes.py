@@ -85,8 +85,8 @@ def embed_genes(
     Raises
     ------
     tahoe.errors.InputError
-        If `groupby` is not a column of ``adata.obs``, has missing values or goes with ``context=False``, if the result
-        would not fit in memory, or as `tahoe.tl.embed`.
+        If `groupby` is not a column of ``adata.obs``, has missing values, a group named ``n_cells``, or goes with
+        ``context=False``, if the result would not fit in memory, or as `tahoe.tl.embed`.
     tahoe.errors.GeneError, tahoe.errors.ModelError, tahoe.errors.DeviceError
         As `tahoe.tl.embed`.
 
@@ -103,8 +103,9 @@ def embed_genes(
         message = f"groupby={groupby!r}, but with context=False the vectors are the same in all cells; leave it away"
         raise InputError(message)
     codes, groups = groups_of(adata, groupby)
-    names = slot_names(key_added, groups, groupby)
-    check_key(adata, key_added, *(("varm", name) for name in (*names, f"{key_added}_n_cells")))
+    counts = f"{key_added}_n_cells"
+    names = slot_names(key_added, groups, groupby, taken=counts)
+    check_key(adata, key_added, *(("varm", name) for name in (*names, counts)))
     adata = to_change(adata, copy)
     inputs = read_inputs(
         adata,
@@ -133,7 +134,7 @@ def embed_genes(
         sums = GeneMeans(inputs.column_tokens, codes, len(groups), config.vocab_size, config.d_model)
         inputs.aggregate(sums, max_length=max_length, seed=seed, token_budget=token_budget)
         means, n_cells = sums.result()
-        varm = dict(zip(names, means, strict=True)) | {f"{key_added}_n_cells": n_cells.T}
+        varm = dict(zip(names, means, strict=True)) | {counts: n_cells.T}
     else:
         varm = {key_added: _input_vectors(inputs.model, inputs.column_tokens)}
     write(adata, varm=varm, uns={key_added: record}, mapping=inputs.mapping)

@@ -9,6 +9,7 @@ import pandas as pd
 
 from tahoe._adata import check_key, to_change, write
 from tahoe._aggregate import check_fits
+from tahoe._gene_names import find_id
 from tahoe._genes import resolve
 from tahoe._inputs import check_at_least, read_inputs
 from tahoe._predictions import AskedPredictions, HiddenPredictions, ObservedPredictions
@@ -115,7 +116,7 @@ def predict_expression(
     ------
     tahoe.errors.InputError
         If a gene is unknown to the model, if both `genes` and `mask_fraction` are given, if the model lacks the
-        decoder, if the result would not fit in memory, or as `tahoe.tl.embed`.
+        decoder, if `key_added` is `layer`, if the result would not fit in memory, or as `tahoe.tl.embed`.
     tahoe.errors.GeneError, tahoe.errors.ModelError, tahoe.errors.DeviceError
         As `tahoe.tl.embed`.
 
@@ -141,6 +142,9 @@ def predict_expression(
     _check_question(asked, mask_fraction, decoder)
     score_names = [] if mask_fraction is None else [f"{key_added}_{name}" for name in SCORES]
     slot = "layers" if asked is None else "obsm"
+    if slot == "layers" and layer == key_added:
+        message = f"key_added={key_added!r} is the layer that is read, and would be lost; choose another"
+        raise InputError(message)
     check_key(adata, key_added, (slot, key_added), *(("obs", name) for name in score_names))
     adata = to_change(adata, copy)
     inputs = read_inputs(
@@ -230,9 +234,11 @@ def _tokens_of(inputs: Inputs, genes: list[str]) -> np.ndarray:
     names = inputs.matrix.var.index
     columns = names.get_indexer_for(pd.Index(genes))
     if len(columns) > len(genes):
-        message = "genes= has names that several columns bear; call adata.var_names_make_unique() first"
+        twice = [gene for gene in genes if (names == gene).sum() > 1]
+        message = f"genes={twice[:5]}: names that several columns bear; call adata.var_names_make_unique() first"
         raise InputError(message)
-    tokens = np.where(columns >= 0, inputs.column_tokens[columns], inputs.model.vocabulary.tokens_of(genes))
+    ids = [found[0] if (found := find_id(gene)) else gene for gene in genes]
+    tokens = np.where(columns >= 0, inputs.column_tokens[columns], inputs.model.vocabulary.tokens_of(ids))
     absent = np.flatnonzero((columns < 0) & (tokens < 0))
     if len(absent):
         tokens[absent] = inputs.model.vocabulary.tokens_of(resolve([genes[i] for i in absent])[0])
