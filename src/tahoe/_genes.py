@@ -107,7 +107,7 @@ def own_ids_first(
     vocabulary
         Genes of the model.
     """
-    names = _as_strings(names)
+    names = as_strings(names)
     by_hand = (genes == "") != np.isin(match, MATCHES[AMBIGUOUS:])
     taken, own = set(genes), {}
     for place in np.flatnonzero((match != MATCHES[ENSEMBL]) & ~by_hand):
