@@ -132,8 +132,7 @@ def mask_tokens(tokens: Tokens, generator: np.random.Generator, probability: flo
 def masked_batch(tokens: Tokens, masked: np.ndarray, config: ModelConfig, device: torch.device) -> tuple[Batch, Tensor]:
     """Make a batch whose masked values are hidden, and the values that are to be predicted."""
     if not masked.any():
-        message = f"there is nothing to mask in these {len(tokens)} cells; take cells with more genes"
-        raise InputError(message)
+        raise InputError(_nothing_to_mask(tokens, config))
     if config.drug_encoder is not None and tokens.drugs is None:
         message = "a model with a drug encoder sees cells without a drug token; pass drugs= to tokenize(), 0 for none"
         warnings.warn(message, TahoeWarning, stacklevel=2)
@@ -149,6 +148,11 @@ def masked_batch(tokens: Tokens, masked: np.ndarray, config: ModelConfig, device
     if config.scaled_targets:
         targets = (targets - 1) / (N_BINS - 2) * 2 - 1
     return batch, targets
+
+
+def _nothing_to_mask(tokens: Tokens, config: ModelConfig) -> str:
+    share = f"a share of {config.mask_probability} of their genes, rounded down, is none"
+    return f"there is nothing to mask in these {len(tokens)} cells: {share}; take cells with more genes"
 
 
 def masked_losses(network: Network, batch: Batch, targets: Tensor, attention: str = "sdpa") -> Losses:
@@ -274,8 +278,7 @@ def evaluate(network: Network, tokens: Tokens, *, seed: int = 0, cells_per_batch
         sums += np.array([losses.expression.item(), mvc.item()]) * len(targets)
         values.append(targets.cpu().numpy())
     if not values:
-        message = f"there is nothing to mask in these {len(tokens)} cells; take cells with more genes"
-        raise InputError(message)
+        raise InputError(_nothing_to_mask(tokens, network.config))
     truth = np.concatenate(values)
     return {
         "expression_mse": sums[0] / len(truth),
