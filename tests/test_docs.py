@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,19 @@ def test_the_way_to_gradients():
     inside = gradient[: names["tokens"].bounds[1]]
     assert inside.abs().sum() > 0
     assert gradient.abs().sum() == inside.abs().sum()
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "index.md"], ids=lambda page: page.name)
+def test_the_first_example_needs_no_extra(page, tmp_path, monkeypatch):
+    for name in ("igraph", "leidenalg", "dask", "distributed", "xarray"):
+        monkeypatch.setitem(sys.modules, name, None)  # as if it was not installed
+    monkeypatch.chdir(tmp_path)
+    tahoe.datasets.pbmc68k()[:60].copy().write_h5ad("cells.h5ad")
+    code = re.search(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)[1]
+    names: dict = {}
+    exec(code.replace('model="70m"', 'model="demo"'), names)
+    assert names["adata"].obsm["X_tahoe"].shape == (60, 96)
+    assert names["adata"].obsm["X_umap"].shape == (60, 2)
 
 
 def test_the_readme_points_to_what_exists():
