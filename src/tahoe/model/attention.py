@@ -90,12 +90,12 @@ def blocked(
     from tahoe.model.compiling import entries
     from tahoe.model.exponentials import exponentials
 
-    output_THK = torch.empty(q_THK.shape, dtype=q_THK.dtype)
+    output_THK = torch.empty(q_THK.shape, dtype=q_THK.dtype, device=q_THK.device)
     scale = np.float32(q_THK.shape[-1] ** -0.5)
     cells = zip(output_THK.split(queries.lengths), _cells(q_THK, k_THK, v_THK, queries, keys, None), strict=True)
     for output_NHK, (q_NHK, k_NHK, v_NHK, _) in cells:
         rows = max(1, BLOCK // (len(k_NHK) * k_NHK.itemsize * 64)) * 64
-        totals_N1 = torch.empty(len(q_NHK), 1)
+        totals_N1 = torch.empty((len(q_NHK), 1), dtype=torch.float32, device=q_THK.device)
         for head in range(q_THK.shape[1]):
             q_NK, k_NK, v_NK = (t[:, head].contiguous() for t in (q_NHK, k_NHK, v_NHK))
             v_KN = v_NK.T.contiguous()

@@ -30,7 +30,7 @@ class Int8Linear(nn.Module):
         super().__init__()
         weight_NK = linear.weight.detach().float()
         self.scale_N = (weight_NK.abs().amax(1) / LARGEST).clamp(min=torch.finfo(torch.float32).tiny)
-        self.zero_N = torch.zeros(len(weight_NK), dtype=torch.int64)
+        self.zero_N = torch.zeros(len(weight_NK), dtype=torch.int64, device=weight_NK.device)
         self.bias_N = linear.bias.detach().float()
         rounded_NK = (weight_NK / self.scale_N[:, None]).round().to(torch.int8)
         self.packed = torch.ops.onednn.qlinear_prepack(rounded_NK, None)
@@ -38,7 +38,7 @@ class Int8Linear(nn.Module):
     def forward(self, x_MK: Tensor, activation: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Apply the layer to the tokens of one cell: (M, N), in the precision of what goes in."""
         x_MK = x_MK.contiguous()
-        rounded_MK = torch.empty(x_MK.shape, dtype=torch.uint8)
+        rounded_MK = torch.empty(x_MK.shape, dtype=torch.uint8, device=x_MK.device)
         step = round_to_steps(entries(x_MK).reshape(-1), rounded_MK.numpy().reshape(-1))
         weight, fused = (self.packed, self.scale_N, self.zero_N, self.bias_N), FUSED.get(activation, "none")
         y_MN = torch.ops.onednn.qlinear_pointwise(

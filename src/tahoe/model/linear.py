@@ -49,6 +49,16 @@ def has_int8() -> bool:
     return known and native and importlib.util.find_spec("numba") is not None
 
 
+def rounded_to(device: torch.device) -> str | None:
+    """To what torch rounds the factors of products in float32, where the process asked for that: tf32 or bf16.
+
+    As with ``torch.set_float32_matmul_precision("high")``.
+    """
+    backend = {"cpu": torch.backends.mkldnn, "cuda": torch.backends.cuda}.get(device.type)
+    precision = getattr(getattr(backend, "matmul", None), "fp32_precision", "none")
+    return None if precision in ("none", "ieee") else precision
+
+
 def computed_in(precision: torch.dtype) -> torch.dtype:
     """The precision of what goes in and out of the linear layers."""
     if precision == torch.int8:

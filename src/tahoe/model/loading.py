@@ -80,10 +80,12 @@ def load_model(
         return _moved(model, device, dtype, attention)
     where = choose_device(device or settings.device)
     name, folder, commit, sha256 = _located(model, revision)
-    network, vocabulary, drugs = read_checkpoint(folder)
-    precision = _choose_dtype(dtype or settings.dtype, where, network.config.precision)
-    kernel = choose_attention(attention, where, precision, network.config.d_model)
-    network.set_precision(precision).to(where)
+    # ordinary tensors, which can be trained, whatever mode or default device the caller is in
+    with torch.inference_mode(False), torch.device("cpu"):
+        network, vocabulary, drugs = read_checkpoint(folder)
+        precision = _choose_dtype(dtype or settings.dtype, where, network.config.precision)
+        kernel = choose_attention(attention, where, precision, network.config.d_model)
+        network.set_precision(precision).to(where)
     loaded = TahoeModel(name, network, vocabulary, where, kernel, folder, commit, drugs, sha256)
     log.info("loaded %r", loaded)
     return loaded
