@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tahoe.errors import ModelError
 from tahoe.model.compiling import POSITIVE, bits_of, compiled, entries, float_of
 from tahoe.model.linear import FUSED, computed_in
 
@@ -34,6 +35,10 @@ class Int8Linear(nn.Module):
         self.bias_N = linear.bias.detach().float()
         rounded_NK = (weight_NK / self.scale_N[:, None]).round().to(torch.int8)
         self.packed = torch.ops.onednn.qlinear_prepack(rounded_NK, None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        message = "a model in int8 cannot be sent to another process; load it there, by its name or its folder"
+        raise ModelError(message)
 
     def forward(self, x_MK: Tensor, activation: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Apply the layer to the tokens of one cell: (M, N), in the precision of what goes in."""

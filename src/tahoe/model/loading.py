@@ -93,6 +93,8 @@ def load_model(
 
 def choose_device(device: str | torch.device | None) -> torch.device:
     """The device that was asked for, if it is there; `None` picks CUDA, then MPS, then the CPU."""
+    if device is None or str(device).startswith("cuda"):
+        _refuse_forked_cuda()
     if device is None:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         return torch.device(name)
@@ -113,6 +115,16 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         message = f"device={str(device)!r} is not supported; use 'cpu', 'cuda' or 'mps'"
         raise DeviceError(message)
     return chosen
+
+
+def _refuse_forked_cuda() -> None:
+    """Refuse CUDA in a process that was forked from one that uses it, where torch sees no device or fails later."""
+    if getattr(torch.cuda, "_is_in_bad_fork", bool)():
+        message = (
+            "this process was forked from one that uses CUDA, which cannot go on here; start processes with"
+            " multiprocessing.get_context('spawn'), or pass device='cpu'"
+        )
+        raise DeviceError(message)
 
 
 def _choose_dtype(dtype: str | torch.dtype | None, device: torch.device, precision: str) -> torch.dtype:
