@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tahoe.errors import DeviceError
-from tahoe.model.linear import NARROW, computed_in, has_bfloat16, has_onednn, product, runs_in_onednn
+from tahoe.model.linear import NARROW, computed_in, has_bfloat16, has_numba, has_onednn, product, runs_in_onednn
 
 # Bytes of the scores of one head that are held at a time: about what a second-level cache takes. Measured on Zen 5.
 BLOCK = 1536 << 10
@@ -85,7 +85,7 @@ def blocked(
 
     What is summed is divided by the sum of its weights in the end, where it is narrow.
     """
-    if masked_T is not None or not runs_in_onednn(q_THK):
+    if masked_T is not None or not runs_in_onednn(q_THK) or not has_numba():
         return sdpa(q_THK, k_THK, v_THK, queries, keys, masked_T)
     from tahoe.model.compiling import entries
     from tahoe.model.exponentials import exponentials
@@ -195,8 +195,8 @@ def _why_not_packed(device: torch.device, dtype: torch.dtype) -> str | None:
 def _why_not_blocked(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cpu" or not has_onednn():
         return "it needs an x86 CPU, and a torch with oneDNN"
-    if importlib.util.find_spec("numba") is None:
-        return "it needs the package numba"
+    if not has_numba():
+        return "it needs the package numba, and NUMBA_DISABLE_JIT not to be set"
     if dtype == torch.float32 or dtype == torch.bfloat16 and has_bfloat16():
         return None
     return f"this CPU does not compute in {str(dtype).removeprefix('torch.')} by itself"

@@ -136,8 +136,8 @@ def _choose_dtype(dtype: str | torch.dtype | None, device: torch.device, precisi
         raise DeviceError(message)
     if chosen == torch.int8 and not (device.type == "cpu" and has_int8()):
         message = (
-            f"dtype='int8' needs an x86 CPU with AVX512-VNNI, AVX-VNNI or AMX, and numba, and this is {device.type!r};"
-            " use dtype=None"
+            f"dtype='int8' needs an x86 CPU with AVX512-VNNI, AVX-VNNI or AMX, and numba without NUMBA_DISABLE_JIT, and"
+            f" this is {device.type!r}; use dtype=None"
         )
         raise DeviceError(message)
     return chosen
