@@ -226,6 +226,8 @@ def write(
 
 def provenance(model: TahoeModel, matrix: Matrix, **parameters: Any) -> dict[str, Any]:
     """What is needed to repeat a result, as plain values that survive h5ad and zarr; None is left out."""
+    from tahoe.model.linear import rounded_to
+
     record = {
         "tahoe_version": version("tahoe-anndata"),
         "model": model.name,
@@ -235,6 +237,7 @@ def provenance(model: TahoeModel, matrix: Matrix, **parameters: Any) -> dict[str
         "vocabulary_sha256": model.vocabulary.sha256,
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
+        "float32_rounded_to": rounded_to(model.device) if model.dtype.itemsize == 4 else None,
         "attention": model.attention,
         "input": matrix.slot,
         "n_cells": matrix.n_cells,

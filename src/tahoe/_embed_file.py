@@ -234,7 +234,7 @@ def _absolute(path: str) -> str:
 def _fingerprint(work: Work, inputs: Inputs, record: dict[str, Any]) -> dict[str, Any]:
     """All that decides what is in a shard."""
     names = (
-        *("model_sha256", "vocabulary_sha256", "dtype", "input", "n_cells"),
+        *("model_sha256", "vocabulary_sha256", "dtype", "float32_rounded_to", "input", "n_cells"),
         *("max_length", "normalize", "seed", "drug_key", "mask_var"),
     )
     store, drugs = work.store, work.recipe.drugs

@@ -15,6 +15,9 @@ from typing import Any
 
 from tahoe.errors import InputError
 
+# A process with another number was forked from the one that imported the package.
+IMPORTED_BY = os.getpid()
+
 
 @dataclass
 class Settings:

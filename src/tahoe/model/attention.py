@@ -20,7 +20,7 @@ from torch import Tensor
 from tahoe.errors import DeviceError
 from tahoe.model import fused
 from tahoe.model.devices import infers_on_cuda, to_device
-from tahoe.model.linear import NARROW, computed_in, has_bfloat16, has_onednn, product, runs_in_onednn
+from tahoe.model.linear import NARROW, computed_in, has_bfloat16, has_numba, has_onednn, product, runs_in_onednn
 
 # Bytes of the scores of one head that are held at a time: about what a second-level cache takes. Measured on Zen 5.
 BLOCK = 1536 << 10
@@ -92,17 +92,17 @@ def blocked(
 
     What is summed is divided by the sum of its weights in the end, where it is narrow.
     """
-    if masked_T is not None or not runs_in_onednn(q_THK):
+    if masked_T is not None or not runs_in_onednn(q_THK) or not has_numba():
         return sdpa(q_THK, k_THK, v_THK, queries, keys, masked_T)
     from tahoe.model.compiling import entries
     from tahoe.model.exponentials import exponentials
 
-    output_THK = torch.empty(q_THK.shape, dtype=q_THK.dtype)
+    output_THK = torch.empty(q_THK.shape, dtype=q_THK.dtype, device=q_THK.device)
     scale = np.float32(q_THK.shape[-1] ** -0.5)
     cells = zip(output_THK.split(queries.lengths), _cells(q_THK, k_THK, v_THK, queries, keys, None), strict=True)
     for output_NHK, (q_NHK, k_NHK, v_NHK, _) in cells:
         rows = max(1, BLOCK // (len(k_NHK) * k_NHK.itemsize * 64)) * 64
-        totals_N1 = torch.empty(len(q_NHK), 1)
+        totals_N1 = torch.empty((len(q_NHK), 1), dtype=torch.float32, device=q_THK.device)
         for head in range(q_THK.shape[1]):
             q_NK, k_NK, v_NK = (t[:, head].contiguous() for t in (q_NHK, k_NHK, v_NHK))
             v_KN = v_NK.T.contiguous()
@@ -234,8 +234,8 @@ def _why_not_triton(device: torch.device) -> str | None:
 def _why_not_blocked(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cpu" or not has_onednn():
         return "it needs an x86 CPU, and a torch with oneDNN"
-    if importlib.util.find_spec("numba") is None:
-        return "it needs the package numba"
+    if not has_numba():
+        return "it needs the package numba, and NUMBA_DISABLE_JIT not to be set"
     if dtype == torch.float32 or dtype == torch.bfloat16 and has_bfloat16():
         return None
     return f"this CPU does not compute in {str(dtype).removeprefix('torch.')} by itself"

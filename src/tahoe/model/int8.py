@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tahoe.errors import ModelError
 from tahoe.model.compiling import POSITIVE, bits_of, compiled, entries, float_of
 from tahoe.model.linear import FUSED, computed_in
 
@@ -30,15 +31,19 @@ class Int8Linear(nn.Module):
         super().__init__()
         weight_NK = linear.weight.detach().float()
         self.scale_N = (weight_NK.abs().amax(1) / LARGEST).clamp(min=torch.finfo(torch.float32).tiny)
-        self.zero_N = torch.zeros(len(weight_NK), dtype=torch.int64)
+        self.zero_N = torch.zeros(len(weight_NK), dtype=torch.int64, device=weight_NK.device)
         self.bias_N = linear.bias.detach().float()
         rounded_NK = (weight_NK / self.scale_N[:, None]).round().to(torch.int8)
         self.packed = torch.ops.onednn.qlinear_prepack(rounded_NK, None)
 
+    def __getstate__(self) -> dict[str, Any]:
+        message = "a model in int8 cannot be sent to another process; load it there, by its name or its folder"
+        raise ModelError(message)
+
     def forward(self, x_MK: Tensor, activation: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Apply the layer to the tokens of one cell: (M, N), in the precision of what goes in."""
         x_MK = x_MK.contiguous()
-        rounded_MK = torch.empty(x_MK.shape, dtype=torch.uint8)
+        rounded_MK = torch.empty(x_MK.shape, dtype=torch.uint8, device=x_MK.device)
         step = round_to_steps(entries(x_MK).reshape(-1), rounded_MK.numpy().reshape(-1))
         weight, fused = (self.packed, self.scale_N, self.zero_N, self.bias_N), FUSED.get(activation, "none")
         y_MN = torch.ops.onednn.qlinear_pointwise(

@@ -7,7 +7,6 @@ Shapes are written as suffixes: M rows, K features in, N features out.
 
 from __future__ import annotations
 
-import importlib.util
 import platform
 from functools import cache
 from typing import TYPE_CHECKING
@@ -42,13 +41,31 @@ def has_bfloat16() -> bool:
     return has_onednn() and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-@cache
+def has_numba() -> bool:
+    """Whether numba can compile here: it is installed, fits the installed numpy, and NUMBA_DISABLE_JIT is not set."""
+    try:
+        import numba
+    except (ImportError, AttributeError, SystemError):  # what it raises beside a numpy that it does not know
+        return False
+    return not getattr(numba.config, "DISABLE_JIT", False)
+
+
 def has_int8() -> bool:
-    """Whether this CPU multiplies matrices of eight bits by itself."""
+    """Whether this CPU multiplies matrices of eight bits by itself, and there is numba to round what goes in."""
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     native = any(capabilities.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
     known = has_onednn() and hasattr(torch.ops.onednn, "qlinear_pointwise")
-    return known and native and importlib.util.find_spec("numba") is not None
+    return known and native and has_numba()
+
+
+def rounded_to(device: torch.device) -> str | None:
+    """To what torch rounds the factors of products in float32, where the process asked for that: tf32 or bf16.
+
+    As with ``torch.set_float32_matmul_precision("high")``.
+    """
+    backend = {"cpu": torch.backends.mkldnn, "cuda": torch.backends.cuda}.get(device.type)
+    precision = getattr(getattr(backend, "matmul", None), "fp32_precision", "none")
+    return None if precision in ("none", "ieee") else precision
 
 
 def computed_in(precision: torch.dtype) -> torch.dtype:

@@ -80,12 +80,14 @@ def load_model(
         return _moved(model, device, dtype, attention)
     where = choose_device(device or settings.device)
     name, folder, commit, sha256 = _located(model, revision)
-    network, vocabulary, drugs = read_checkpoint(folder)
     # now, since the file may be another one by the time that somebody asks
     sha256 = sha256 or file_sha256(folder / WEIGHTS_FILE)
-    precision = _choose_dtype(dtype or settings.dtype, where, network.config.precision)
-    kernel = choose_attention(attention, where, precision, network.config.d_model)
-    network.set_precision(precision).to(where)
+    # ordinary tensors, which can be trained, whatever mode or default device the caller is in
+    with torch.inference_mode(False), torch.device("cpu"):
+        network, vocabulary, drugs = read_checkpoint(folder)
+        precision = _choose_dtype(dtype or settings.dtype, where, network.config.precision)
+        kernel = choose_attention(attention, where, precision, network.config.d_model)
+        network.set_precision(precision).to(where)
     loaded = TahoeModel(name, network, vocabulary, where, kernel, folder, commit, drugs, sha256)
     log.info("loaded %r", loaded)
     return loaded
@@ -93,6 +95,8 @@ def load_model(
 
 def choose_device(device: str | torch.device | None) -> torch.device:
     """The device that was asked for, if it is there; `None` picks CUDA, then MPS, then the CPU."""
+    if device is None or str(device).startswith("cuda"):
+        _refuse_forked_cuda()
     if device is None:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         return torch.device(name)
@@ -115,6 +119,16 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     return chosen
 
 
+def _refuse_forked_cuda() -> None:
+    """Refuse CUDA in a process that was forked from one that uses it, where torch sees no device or fails later."""
+    if getattr(torch.cuda, "_is_in_bad_fork", bool)():
+        message = (
+            "this process was forked from one that uses CUDA, which cannot go on here; start processes with"
+            " multiprocessing.get_context('spawn'), or pass device='cpu'"
+        )
+        raise DeviceError(message)
+
+
 def _choose_dtype(dtype: str | torch.dtype | None, device: torch.device, precision: str) -> torch.dtype:
     if dtype is None:
         return torch.bfloat16 if "bf16" in precision and _computes_bfloat16(device) else torch.float32
@@ -124,8 +138,8 @@ def _choose_dtype(dtype: str | torch.dtype | None, device: torch.device, precisi
         raise DeviceError(message)
     if chosen == torch.int8 and not (device.type == "cpu" and has_int8()):
         message = (
-            f"dtype='int8' needs an x86 CPU with AVX512-VNNI, AVX-VNNI or AMX, and numba, and this is {device.type!r};"
-            " use dtype=None"
+            f"dtype='int8' needs an x86 CPU with AVX512-VNNI, AVX-VNNI or AMX, and numba without NUMBA_DISABLE_JIT, and"
+            f" this is {device.type!r}; use dtype=None"
         )
         raise DeviceError(message)
     return chosen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -25,7 +26,7 @@ from tahoe.model.tokenizer import Tokens, tokenize
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from scipy import sparse
 
@@ -180,7 +181,6 @@ class TahoeModel:
 
         return self._compute(decoded, tokens, tokens.bounds, width=1, masked=masked)[:, 0]
 
-    @torch.inference_mode()
     def _compute(
         self,
         compute: Callable[[Batch], torch.Tensor],
@@ -196,8 +196,10 @@ class TahoeModel:
         height may round otherwise, so a neighbour could change the last bit of a cell.
         """
         if self.device.type != "cpu":
-            return compute(self.batch(tokens, masked))
-        result = torch.empty(int(rows[-1]), width or self.config.d_model)
+            with _inference(self.device):
+                return compute(self.batch(tokens, masked))
+        shape = (int(rows[-1]), width or self.config.d_model)
+        result = torch.empty(shape, dtype=torch.float32, device="cpu")
 
         def work(cell: int) -> None:
             hidden = None if masked is None else masked[tokens.bounds[cell] : tokens.bounds[cell + 1]]
@@ -208,17 +210,17 @@ class TahoeModel:
         spread(work, np.argsort(-tokens.lengths, kind="stable").tolist())
         return result
 
-    @torch.inference_mode()
     def observe(self, tokens: Tokens, layers: Sequence[int], observer: Observer) -> None:
         """Show the attention weights of some layers to ``observer(layer, cell, weights)``, one cell at a time."""
-        for cell in range(len(tokens)):
-            batch = self.batch(tokens.cells(cell, cell + 1))
-            self.network.observe(batch, _of_cell(cell, observer), layers, self.attention)
+        with _inference(self.device):
+            for cell in range(len(tokens)):
+                batch = self.batch(tokens.cells(cell, cell + 1))
+                self.network.observe(batch, _of_cell(cell, observer), layers, self.attention)
 
-    @torch.inference_mode()
     def gene_inputs(self, tokens: np.ndarray) -> torch.Tensor:
         """Vectors with which genes enter the network, (tokens, d_model) float32."""
-        return self.network.gene_inputs(torch.from_numpy(tokens).to(self.device))
+        with _inference(self.device):
+            return self.network.gene_inputs(torch.from_numpy(tokens).to(self.device))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the four files of the released layout into a folder.
@@ -252,7 +254,8 @@ class TahoeModel:
         ('mine', None, True)
         """
         self.network.check_weights()
-        network = deepcopy(self.network).set_precision(torch.float32)
+        with torch.inference_mode(False):
+            network = deepcopy(self.network).set_precision(torch.float32)
         attention = choose_attention(None, self.device, torch.float32, self.config.d_model)
         return TahoeModel(name, network, self.vocabulary, self.device, attention, drugs=dict(self.drugs))
 
@@ -288,6 +291,13 @@ class TahoeModel:
             f" {self.n_parameters:,} parameters, {len(self.vocabulary.genes):,} genes;"
             f" {str(self.dtype).removeprefix('torch.')} on {self.device}, {self.attention} attention)"
         )
+
+
+@contextmanager
+def _inference(device: torch.device) -> Iterator[None]:
+    """Compute in the model's own precision and without gradients, whatever the caller has set for its own work."""
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+        yield
 
 
 def _of_cell(cell: int, observer: Observer) -> Observer:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tahoe.settings import IMPORTED_BY
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -110,6 +112,18 @@ def _pool() -> ThreadPoolExecutor:
     return pool
 
 
+def _after_fork() -> None:
+    """Do without the threads of the parent, which a forked process lacks: it would wait for them without end.
+
+    torch has threads of its own inside of operations, as soon as one was large. With one thread it asks for none.
+    """
+    global _starting
+    _starting = threading.Lock()  # which a thread of the parent may have held
+    _pool.cache_clear()
+    torch.set_num_threads(1)
+
+
 if hasattr(os, "register_at_fork"):
-    # A forked process has none of the threads, and would wait for them.
-    os.register_at_fork(after_in_child=_pool.cache_clear)
+    os.register_at_fork(after_in_child=_after_fork)
+    if os.getpid() != IMPORTED_BY:
+        _after_fork()

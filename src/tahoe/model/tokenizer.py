@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from tahoe.errors import InputError
+from tahoe.model.linear import has_numba
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -156,13 +156,12 @@ def _refuse_unsafe(indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, n_
         raise InputError(message)
 
 
-@cache
 def _compiled() -> Callable[..., None] | None:
-    """The compiled loops, where numba is installed. It comes with scanpy, and takes a moment to import."""
-    try:
-        from tahoe.model.compiled import tokenize_cells
-    except ImportError:
+    """The compiled loops, where numba can compile. It comes with scanpy, and takes a moment to import."""
+    if not has_numba():
         return None
+    from tahoe.model.compiled import tokenize_cells
+
     return tokenize_cells
 
 

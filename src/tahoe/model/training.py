@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -80,9 +79,12 @@ def new_network(config: ModelConfig, seed: int = 0, device: str | torch.device =
 
     A GPU draws other numbers than a CPU, and the large shapes in a hundredth of the time.
     """
+    device = torch.device(device)
     generator = torch.Generator(device).manual_seed(seed)
-    with torch.device(device):
-        network = Network(config)
+    # in float32, without a draw from torch's own generators, which are the caller's
+    drawn_from = [device] if device.type == "cuda" else []
+    with torch.inference_mode(False), device, torch.random.fork_rng(devices=drawn_from):
+        network = Network(config).set_precision(torch.float32)
     residual_ends = {id(linear) for layer in network.layers for linear in (layer.attention_out, layer.down)}
     for module in network.modules():
         if isinstance(module, nn.Linear):
@@ -108,7 +110,9 @@ def _start_on_the_scale_of_bins(network: Network, generator: torch.Generator) ->
     hidden = network.value.hidden
     hidden.weight.mul_(4 / N_BINS)
     hidden.bias.copy_(
-        -hidden.weight[:, 0] * torch.rand(hidden.bias.shape, generator=generator, device=generator.device) * N_BINS
+        -hidden.weight[:, 0]
+        * torch.rand(hidden.bias.shape, generator=generator, dtype=torch.float32, device=generator.device)
+        * N_BINS
     )
     spread = 1.0 if network.config.scaled_targets else N_BINS / 4
     network.expression.out.weight.mul_(spread)
@@ -169,6 +173,8 @@ def masked_losses(network: Network, batch: Batch, targets: Tensor, attention: st
     return Losses(expression, mvc)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train(
     network: Network,
     sampler: Sampler,
@@ -227,24 +233,26 @@ def train(
     optimizer = _optimizer(network, plan)
     first = _resume(network, optimizer, state_file) if state_file and state_file.is_file() else 0
     bar = tqdm(range(first, plan.steps), initial=first, total=plan.steps, unit="step", disable=not progress)
-    for step in bar:
-        generator = np.random.default_rng([plan.seed, step])
-        tokens = sampler(generator)
-        masked = mask_tokens(tokens, generator, network.config.mask_probability)
-        batch, targets = masked_batch(tokens, masked, network.config, device)
-        for group in optimizer.param_groups:
-            group["lr"] = plan.learning_rate * plan.rate(step)
-        with torch.autocast(device.type, torch.bfloat16) if plan.bfloat16 else nullcontext():
-            losses = masked_losses(network, batch, targets)
-        optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), plan.clip, error_if_nonfinite=True)
-        optimizer.step()
-        bar.set_postfix(loss=f"{losses.total.item():.2f}", refresh=False)
-        if report is not None:
-            report(step, losses)
-        if state_file and ((step + 1) % plan.save_every == 0 or step + 1 == plan.steps):
-            _save(network, optimizer, step + 1, state_file)
+    # also the way back would be computed as the caller's autocast says
+    with torch.autocast(device.type, enabled=False):
+        for step in bar:
+            generator = np.random.default_rng([plan.seed, step])
+            tokens = sampler(generator)
+            masked = mask_tokens(tokens, generator, network.config.mask_probability)
+            batch, targets = masked_batch(tokens, masked, network.config, device)
+            for group in optimizer.param_groups:
+                group["lr"] = plan.learning_rate * plan.rate(step)
+            with torch.autocast(device.type, torch.bfloat16, enabled=plan.bfloat16):
+                losses = masked_losses(network, batch, targets)
+            optimizer.zero_grad(set_to_none=True)
+            losses.total.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), plan.clip, error_if_nonfinite=True)
+            optimizer.step()
+            bar.set_postfix(loss=f"{losses.total.item():.2f}", refresh=False)
+            if report is not None:
+                report(step, losses)
+            if state_file and ((step + 1) % plan.save_every == 0 or step + 1 == plan.steps):
+                _save(network, optimizer, step + 1, state_file)
     return network.eval().requires_grad_(False)
 
 
@@ -273,7 +281,8 @@ def evaluate(network: Network, tokens: Tokens, *, seed: int = 0, cells_per_batch
         if not masked.any():
             continue  # one or two genes a cell leave nothing to hide
         batch, targets = masked_batch(part, masked, network.config, device)
-        losses = masked_losses(network, batch, targets)
+        with torch.autocast(device.type, enabled=False):
+            losses = masked_losses(network, batch, targets)
         mvc = losses.mvc if losses.mvc is not None else losses.expression
         sums += np.array([losses.expression.item(), mvc.item()]) * len(targets)
         values.append(targets.cpu().numpy())
@@ -318,7 +327,7 @@ def _resume(network: Network, optimizer: torch.optim.AdamW, path: Path) -> int:
             weight.data.copy_(file.get_tensor(f"weight/{name}"))
             if f"exp_avg/{name}" in names:
                 optimizer.state[weight] = {
-                    "step": torch.tensor(float(step), device=weight.device),
+                    "step": torch.tensor(float(step), dtype=torch.float32, device=weight.device),
                     **{kind: file.get_tensor(f"{kind}/{name}").to(weight.device) for kind in ("exp_avg", "exp_avg_sq")},
                 }
     return step
