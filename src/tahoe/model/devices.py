@@ -25,7 +25,7 @@ def start_copy(tensor: Tensor) -> Callable[[], np.ndarray]:
     """Begin to copy a result to the host; what comes back waits for the end of the copy and gives the array."""
     if tensor.device.type != "cuda":
         return lambda: tensor.cpu().numpy()
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
     host.copy_(tensor, non_blocking=True)
     copied = torch.cuda.Event()
     copied.record()

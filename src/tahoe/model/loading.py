@@ -80,11 +80,11 @@ def load_model(
         return _moved(model, device, dtype, attention)
     where = choose_device(device or settings.device)
     name, folder, commit, sha256 = _located(model, revision)
-    # now, since the file may be another one by the time that somebody asks
-    sha256 = sha256 or file_sha256(folder / WEIGHTS_FILE)
     # ordinary tensors, which can be trained, whatever mode or default device the caller is in
     with torch.inference_mode(False), torch.device("cpu"):
         network, vocabulary, drugs = read_checkpoint(folder)
+        # now, since the file may be another one by the time that somebody asks
+        sha256 = sha256 or file_sha256(folder / WEIGHTS_FILE)
         precision = _choose_dtype(dtype or settings.dtype, where, network.config.precision)
         kernel = choose_attention(attention, where, precision, network.config.d_model)
         network.set_precision(precision).to(where)
