@@ -1,6 +1,6 @@
 # The environment is a plain venv in .venv with the versions of constraints.txt, which the tests last passed with.
 PYTHON ?= python3
-PYTHON_NEWEST ?= $(shell scripts/find_python.sh python3.13 python3.12)
+PYTHON_NEWEST ?= python3.13 python3.12
 VENV := .venv
 NEWEST := .venv-newest
 BIN := $(VENV)/bin
@@ -8,6 +8,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 PIP := $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
 
 INTERPRETER = $(or $(shell scripts/find_python.sh $(PYTHON)),$(PYTHON))
+INTERPRETER_NEWEST = $(shell scripts/find_python.sh $(PYTHON_NEWEST))
 # "--clear" if an environment has not the Python that is asked for, which makes it anew
 clear = $(shell [ "$$($(1)/bin/python -V 2>&1)" = "$$($(2) -V 2>&1)" ] || echo --clear)
 ifneq ($(origin PYTHON),file)
@@ -24,8 +25,8 @@ test: $(VENV)/.test ## run the tests
 	$(BIN)/python -m pytest --quiet --doctest-modules src
 
 test-newest: ## run the tests with the newest Python and the newest releases of everything, in .venv-newest
-	@test -n "$(PYTHON_NEWEST)" || { echo "there is no Python 3.12 or 3.13 here; PYTHON_NEWEST= names one" >&2; exit 1; }
-	$(PYTHON_NEWEST) -m venv $(call clear,$(NEWEST),$(PYTHON_NEWEST)) $(NEWEST)
+	@test -n "$(INTERPRETER_NEWEST)" || { echo "none of $(PYTHON_NEWEST) is here; PYTHON_NEWEST= names another" >&2; exit 1; }
+	$(INTERPRETER_NEWEST) -m venv $(call clear,$(NEWEST),$(INTERPRETER_NEWEST)) $(NEWEST)
 	$(NEWEST)/bin/python $(PIP_INSTALL) --upgrade pip
 	$(NEWEST)/bin/python $(PIP_INSTALL) --upgrade --upgrade-strategy eager --editable ".[leiden]" --group test
 	$(NEWEST)/bin/python -m pytest

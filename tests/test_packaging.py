@@ -93,7 +93,7 @@ def test_the_pythons_that_are_promised_are_tested():
     jobs = yaml.safe_load(workflow.read_text(encoding="utf-8"))["jobs"]
     assert jobs["test"]["strategy"]["matrix"]["python"] == jobs["make"]["strategy"]["matrix"]["python"] == promised
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert f"find_python.sh {' '.join(f'python{version}' for version in reversed(promised[1:]))})" in makefile
+    assert f"PYTHON_NEWEST ?= {' '.join(f'python{version}' for version in reversed(promised[1:]))}\n" in makefile
 
 
 def test_a_python_of_pyenv_is_found(tmp_path):
