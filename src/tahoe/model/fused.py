@@ -46,7 +46,7 @@ def kernels() -> ModuleType | None:
     try:
         from tahoe.model import triton_norms
 
-        one = torch.ones(1, 16, device="cuda")
+        one = torch.ones(1, 16, device="cuda", dtype=torch.float32)
         triton_norms.norm(one, one[0], one[0], 1e-5, torch.bfloat16)
     except Exception as error:  # noqa: BLE001 - Triton, the compiler and the driver each have errors of their own
         log.info("kernels are not fused: Triton does not run here (%s)", error)
