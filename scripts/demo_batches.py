@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tahoe.model import Network, Vocabulary, tokenize
+from tahoe.model.checkpoint import read_checkpoint
 from tahoe.model.two_views import masked_losses, outputs
 from tahoe.model.views import CellCounts, Views, draw_views
 
@@ -128,6 +129,27 @@ class PackedCells:
         keys = torch.rand(weight.shape, generator=generator, device=device).clamp(min=1e-30).log() / weight
         ranks = keys.argsort(dim=1, descending=True).argsort(dim=1)
         return ranks < torch.from_numpy(sizes).to(device)[:, None]
+
+
+@torch.no_grad()
+def start_from(network: Network, cells: PackedCells, folder: Path) -> None:
+    """Put the weights of a model in, those of genes by their names; genes that it does not know stay as they are.
+
+    Raises
+    ------
+    ValueError
+        If the network has another shape.
+    """
+    trained, vocabulary, _ = read_checkpoint(folder)
+    weights = trained.state_dict()
+    for name, weight in network.state_dict().items():
+        if name != "genes.weight" and weight.shape != weights.get(name, torch.empty(0)).shape:
+            message = f"{folder} is no start for this network: its {name} is not of shape {tuple(weight.shape)}"
+            raise ValueError(message)
+    rows = torch.tensor([vocabulary.ids.get(token, -1) for token in cells.vocabulary.ids])
+    kept = network.genes.weight.detach().cpu().clone()
+    kept[rows >= 0] = weights["genes.weight"][rows[rows >= 0]]
+    network.load_state_dict(weights | {"genes.weight": kept})
 
 
 def _counts(content: dict[str, np.ndarray], rows: np.ndarray, device: torch.device) -> CellCounts:

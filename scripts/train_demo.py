@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from demo_batches import PackedCells, Sampling, quality, scores, wrong_bins
+from demo_batches import PackedCells, Sampling, quality, scores, start_from, wrong_bins
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -80,9 +80,11 @@ class Run:
     How far it has come is told by the clock, since what a machine can do in a given time is not known before.
     """
 
-    def __init__(self, settings: Settings, cells: PackedCells, *, bfloat16: bool) -> None:
-        self.settings, self.cells, self.bfloat16 = settings, cells, bfloat16
+    def __init__(self, settings: Settings, cells: PackedCells, options: argparse.Namespace) -> None:
+        self.settings, self.cells, self.bfloat16 = settings, cells, options.device.type == "cuda"
         self.network = settings.network(cells)
+        if options.start:
+            start_from(self.network, cells, options.start)
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
         self.network.train().requires_grad_(True)
         # a plan of ten thousand parts, whatever the number of steps
@@ -213,10 +215,10 @@ def search(candidates: list[Settings], options: argparse.Namespace, log: TextIO)
     best, best_quality = candidates[0], float("-inf")
     for number, settings in enumerate(candidates):
         cells = load_cells(options.cells, settings.genes, options.device, tuple(options.unseen))
-        run = Run(settings, cells, bfloat16=options.device.type == "cuda")
+        run = Run(settings, cells, options)
         if not number:
             # what a device does once and slowly, it shall not do in the time of the first
-            Run(settings, cells, bfloat16=run.bfloat16).take_step(0)
+            Run(settings, cells, options).take_step(0)
         try:
             train(run, options.search_minutes / len(candidates), log, f"search {number}", options, keep=False)
             reached = run.score(log, f"search {number}", options)
@@ -260,6 +262,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=4.0, help="of training, those before a cut included")
     parser.add_argument("--steps", type=int, help="stop at this step, even if there is time left")
     parser.add_argument("--settings", type=Path, help="JSON: settings of the run, or a list of them to search")
+    parser.add_argument("--start", type=Path, metavar="MODEL", help="folder of a model whose weights are trained on")
     parser.add_argument("--search-minutes", type=float, default=0.0)
     parser.add_argument("--unseen", nargs="*", default=[], metavar="SET", help="held out as a whole in the search")
     parser.add_argument("--score-minutes", type=float, default=1.0, help="between two scores on held-out cells")
@@ -277,7 +280,7 @@ def main() -> None:
             candidates = read_settings(options.settings)
             settings = search(candidates, options, log) if options.search_minutes else candidates[0]
         cells = load_cells(options.cells, settings.genes, options.device)
-        run = Run(settings, cells, bfloat16=options.device.type == "cuda")
+        run = Run(settings, cells, options)
         if resumed:
             run.resume(options.output)
         write(log, {"run": "train", "step": run.step, "settings": asdict(settings), "torch": torch.__version__}
