@@ -48,6 +48,8 @@ class Settings(Sampling, Contrast):
     heads: int = 4
     genes: int = 14_000
     learning_rate: float = 2e-3
+    centred: float = 0.3
+    """Share of the run over which the means of lots fade into their embeddings, before they are told apart."""
     averaged: float = 0.998
     """Share of the averaged weights that stays at each step."""
     seed: int = 0
@@ -98,7 +100,8 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.learning_rate * self.plan.rate(int(done * self.plan.steps))
         with torch.autocast(views.ids_RN.device.type, torch.bfloat16) if self.bfloat16 else nullcontext():
-            total, losses, apart = two_view_losses(self.network, views, lots, self.settings)
+            centre = max(0.0, 1 - done / self.settings.centred) if self.settings.centred else 0.0
+            total, losses, apart = two_view_losses(self.network, views, lots, self.settings, centre)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.plan.clip, foreach=True)
@@ -223,7 +226,7 @@ def search(candidates: list[Settings], options: argparse.Namespace, log: TextIO)
             train(run, options.search_minutes / len(candidates), log, f"search {number}", options, keep=False)
             reached = run.score(log, f"search {number}", options)
         except (FloatingPointError, torch.cuda.OutOfMemoryError) as error:
-            write(log, {"run": f"search {number}", "error": str(error), "settings": asdict(settings)})
+            write(log, {"run": f"search {number}", "error": str(error)})
             continue
         if reached > best_quality:
             best, best_quality = settings, reached
@@ -283,16 +286,11 @@ def main() -> None:
         run = Run(settings, cells, options)
         if resumed:
             run.resume(options.output)
-        write(log, {"run": "train", "step": run.step, "settings": asdict(settings), "torch": torch.__version__}
-              | {"parameters": run.network.n_parameters, "device": describe(options.device)}
-              | {"wrong_bins": wrong_bins(cells, run.network.config)})  # fmt: skip
+        device = torch.cuda.get_device_name() if run.bfloat16 else "CPU"
+        about = {"settings": asdict(settings), "parameters": run.network.n_parameters, "device": device}
+        write(log, {"run": "train", "step": run.step, "wrong_bins": wrong_bins(cells, run.network.config)} | about)
         train(run, options.minutes, log, "train", options, keep=True)
         run.keep_best(run.score(log, "train", options), options.output)
-
-
-def describe(device: torch.device) -> str:
-    """Name of the device."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
 if __name__ == "__main__":

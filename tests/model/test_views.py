@@ -143,6 +143,18 @@ def test_contrast_is_the_formula():
     torch.testing.assert_close(loss, expected / 2)
 
 
+def test_cells_that_look_alike_are_told_apart_once_centred():
+    one = torch.randn(1, 16, 8, generator=chance())
+    alike = 1000 + one
+    cells = torch.arange(16)[None]
+    assert contrastive_loss(alike, alike, cells, 0.1) > 0.99 * np.log(16)
+    torch.testing.assert_close(
+        contrastive_loss(alike, alike, cells, 0.1, centre=1.0), contrastive_loss(one, one, cells, 0.1, centre=1.0),
+        rtol=1e-3, atol=1e-4,
+    )  # fmt: skip
+    assert contrastive_loss(alike, alike, cells, 0.1, centre=1.0) < 1
+
+
 def test_a_cell_is_not_set_apart_from_itself():
     one, other = torch.randn(2, 1, 4, 8, generator=chance())
     twice = [torch.cat([t, t[:, :2]], dim=1) for t in (one, other)]

@@ -81,12 +81,17 @@ def masked_losses(network: Network, views: Views, output_RND: Tensor) -> Losses:
     return Losses(expression, error(network.mvc(output_RND[:, 0], genes_TD, views.n_asked)))
 
 
-def contrastive_loss(one_LBD: Tensor, other_LBD: Tensor, cells_LB: Tensor, temperature: float) -> Tensor:
+def contrastive_loss(
+    one_LBD: Tensor, other_LBD: Tensor, cells_LB: Tensor, temperature: float, centre: float = 0.0
+) -> Tensor:
     """Cross-entropy of finding a cell's other view among those of its lot, by cosine; both ways, averaged.
 
-    A cell that a lot has twice, as `cells_LB` tells, is not set apart from itself.
+    A cell that a lot has twice, as `cells_LB` tells, is not set apart from itself. `centre` is the share of the lot's
+    mean that is taken away first: in a new network all cells look alike, and their cosines have hardly a gradient.
     """
-    one_LBD, other_LBD = (F.normalize(t.float(), dim=-1) for t in (one_LBD, other_LBD))
+    one_LBD, other_LBD = (
+        F.normalize(t.float() - centre * t.float().mean(1, keepdim=True), dim=-1) for t in (one_LBD, other_LBD)
+    )
     with torch.autocast(one_LBD.device.type, enabled=False):
         scores_LBB = one_LBD @ other_LBD.transpose(1, 2) / temperature
     own_BB = torch.eye(cells_LB.shape[1], dtype=torch.bool, device=cells_LB.device)
@@ -96,7 +101,7 @@ def contrastive_loss(one_LBD: Tensor, other_LBD: Tensor, cells_LB: Tensor, tempe
 
 
 def two_view_losses(
-    network: Network, views: Views, cells_LB: Tensor, contrast: Contrast
+    network: Network, views: Views, cells_LB: Tensor, contrast: Contrast, centre: float = 0.0
 ) -> tuple[Tensor, Losses, Tensor]:
     """Loss of a batch that has one view of each cell of all lots, and then another of each.
 
@@ -109,5 +114,5 @@ def two_view_losses(
     if not contrast.weight:
         return losses.total, losses, torch.zeros_like(losses.total)
     one_LBD, other_LBD = output_RND[:, 0].unflatten(0, (2, *cells_LB.shape)).unbind()
-    apart = contrastive_loss(one_LBD, other_LBD, cells_LB, contrast.temperature)
+    apart = contrastive_loss(one_LBD, other_LBD, cells_LB, contrast.temperature, centre)
     return losses.total + contrast.weight * apart, losses, apart
