@@ -35,6 +35,7 @@ LARGEST_MODEL = 5.9e6
 BYTES_PER_GENE_NAME = 27
 # The parts of a state, each a file: together they would be larger than what some machines give back.
 PARTS = ("weights", "average", "exp_avg", "exp_avg_sq")
+LOGGED = ("loss", "expression", "mvc", "contrast", "centred")
 SECONDS_PER_LOG, SECONDS_PER_SAVE = 5.0, 30.0
 
 
@@ -48,8 +49,6 @@ class Settings(Sampling, Contrast):
     heads: int = 4
     genes: int = 14_000
     learning_rate: float = 2e-3
-    centred: float = 0.3
-    """Share of the run over which the means of lots fade into their embeddings, before they are told apart."""
     averaged: float = 0.998
     """Share of the averaged weights that stays at each step."""
     seed: int = 0
@@ -95,13 +94,12 @@ class Run:
         self.step, self.seconds, self.best = 0, 0.0, float("-inf")
 
     def take_step(self, done: float) -> torch.Tensor:
-        """One step; gives loss, errors of the decoders and the contrastive term, all still on the device."""
+        """One step; gives what is `LOGGED`, all still on the device."""
         views, lots = self.cells.draw(self.settings, self.settings.seed, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.learning_rate * self.plan.rate(int(done * self.plan.steps))
         with torch.autocast(views.ids_RN.device.type, torch.bfloat16) if self.bfloat16 else nullcontext():
-            centre = max(0.0, 1 - done / self.settings.centred) if self.settings.centred else 0.0
-            total, losses, apart = two_view_losses(self.network, views, lots, self.settings, centre)
+            total, losses, apart = two_view_losses(self.network, views, lots, self.settings)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.plan.clip, foreach=True)
@@ -110,7 +108,7 @@ class Run:
         stays = min(self.settings.averaged, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - stays)
-        return torch.stack([total, losses.expression, losses.mvc, apart]).detach()
+        return torch.stack([total, losses.expression, losses.mvc, *apart]).detach()
 
     def score(self, log: TextIO, name: str, options: argparse.Namespace) -> float:
         """Score the averaged weights on held-out cells."""
@@ -182,7 +180,9 @@ def train(run: Run, minutes: float, log: TextIO, name: str, options: argparse.Na
         now = time.monotonic()
         run.seconds = now - began
         if now - last_log > SECONDS_PER_LOG or run.step == first_step + 1:
-            line = dict(zip(("loss", "expression", "mvc", "contrast"), (sums / n_summed).tolist(), strict=True))
+            line = dict(
+                zip(("loss", "expression", "mvc", "contrast", "centred"), (sums / n_summed).tolist(), strict=True)
+            )
             if not line["loss"] < 1e6:
                 message = f"{name}: the loss is {line['loss']} at step {run.step}; try a lower learning rate"
                 raise FloatingPointError(message)

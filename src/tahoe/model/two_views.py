@@ -81,17 +81,12 @@ def masked_losses(network: Network, views: Views, output_RND: Tensor) -> Losses:
     return Losses(expression, error(network.mvc(output_RND[:, 0], genes_TD, views.n_asked)))
 
 
-def contrastive_loss(
-    one_LBD: Tensor, other_LBD: Tensor, cells_LB: Tensor, temperature: float, centre: float = 0.0
-) -> Tensor:
+def contrastive_loss(one_LBD: Tensor, other_LBD: Tensor, cells_LB: Tensor, temperature: float) -> Tensor:
     """Cross-entropy of finding a cell's other view among those of its lot, by cosine; both ways, averaged.
 
-    A cell that a lot has twice, as `cells_LB` tells, is not set apart from itself. `centre` is the share of the lot's
-    mean that is taken away first: in a new network all cells look alike, and their cosines have hardly a gradient.
+    A cell that a lot has twice, as `cells_LB` tells, is not set apart from itself.
     """
-    one_LBD, other_LBD = (
-        F.normalize(t.float() - centre * t.float().mean(1, keepdim=True), dim=-1) for t in (one_LBD, other_LBD)
-    )
+    one_LBD, other_LBD = (F.normalize(t.float(), dim=-1) for t in (one_LBD, other_LBD))
     with torch.autocast(one_LBD.device.type, enabled=False):
         scores_LBB = one_LBD @ other_LBD.transpose(1, 2) / temperature
     own_BB = torch.eye(cells_LB.shape[1], dtype=torch.bool, device=cells_LB.device)
@@ -100,19 +95,30 @@ def contrastive_loss(
     return (0.5 * (scores_LBB.logsumexp(1) + scores_LBB.logsumexp(2)) - own_LB).mean()
 
 
+def centred(embeddings_LBD: Tensor) -> Tensor:
+    """What sets each cell apart from the mean of its lot.
+
+    In a new network all cells look alike, so that their cosines have hardly a gradient; these have one from the start.
+    """
+    return embeddings_LBD - embeddings_LBD.mean(1, keepdim=True)
+
+
 def two_view_losses(
-    network: Network, views: Views, cells_LB: Tensor, contrast: Contrast, centre: float = 0.0
+    network: Network, views: Views, cells_LB: Tensor, contrast: Contrast
 ) -> tuple[Tensor, Losses, Tensor]:
     """Loss of a batch that has one view of each cell of all lots, and then another of each.
 
     Returns
     -------
-    What is minimised, the errors of the decoders, and the contrastive term (zero if it has no weight).
+    What is minimised, the errors of the decoders, and the contrastive term: of the embeddings as they are, and around
+    the mean of their lot (zero if it has no weight).
     """
     output_RND = outputs(network, views)
     losses = masked_losses(network, views, output_RND)
     if not contrast.weight:
-        return losses.total, losses, torch.zeros_like(losses.total)
+        return losses.total, losses, losses.total.new_zeros(2)
     one_LBD, other_LBD = output_RND[:, 0].unflatten(0, (2, *cells_LB.shape)).unbind()
-    apart = contrastive_loss(one_LBD, other_LBD, cells_LB, contrast.temperature, centre)
-    return losses.total + contrast.weight * apart, losses, apart
+    as_they_are = contrastive_loss(one_LBD, other_LBD, cells_LB, contrast.temperature)
+    around_the_mean = contrastive_loss(centred(one_LBD), centred(other_LBD), cells_LB, contrast.temperature)
+    apart = torch.stack([as_they_are, around_the_mean])
+    return losses.total + contrast.weight * apart.mean(), losses, apart
