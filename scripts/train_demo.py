@@ -52,6 +52,8 @@ class Settings(Sampling, Contrast):
     averaged: float = 0.998
     """Share of the averaged weights that stays at each step."""
     seed: int = 0
+    start: str = ""
+    """Folder of a model whose weights are trained on, instead of new ones."""
 
     def network(self, cells: PackedCells) -> Network:
         """Draw the network, and put in the gene vectors that it starts from."""
@@ -81,11 +83,13 @@ class Run:
     How far it has come is told by the clock, since what a machine can do in a given time is not known before.
     """
 
-    def __init__(self, settings: Settings, cells: PackedCells, options: argparse.Namespace) -> None:
+    def __init__(
+        self, settings: Settings, cells: PackedCells, options: argparse.Namespace, *, new: bool = True
+    ) -> None:
         self.settings, self.cells, self.bfloat16 = settings, cells, options.device.type == "cuda"
         self.network = settings.network(cells)
-        if options.start:
-            start_from(self.network, cells, options.start)
+        if settings.start and new:
+            start_from(self.network, cells, Path(settings.start))
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
         self.network.train().requires_grad_(True)
         # a plan of ten thousand parts, whatever the number of steps
@@ -265,7 +269,6 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=4.0, help="of training, those before a cut included")
     parser.add_argument("--steps", type=int, help="stop at this step, even if there is time left")
     parser.add_argument("--settings", type=Path, help="JSON: settings of the run, or a list of them to search")
-    parser.add_argument("--start", type=Path, metavar="MODEL", help="folder of a model whose weights are trained on")
     parser.add_argument("--search-minutes", type=float, default=0.0)
     parser.add_argument("--unseen", nargs="*", default=[], metavar="SET", help="held out as a whole in the search")
     parser.add_argument("--score-minutes", type=float, default=1.0, help="between two scores on held-out cells")
@@ -283,7 +286,7 @@ def main() -> None:
             candidates = read_settings(options.settings)
             settings = search(candidates, options, log) if options.search_minutes else candidates[0]
         cells = load_cells(options.cells, settings.genes, options.device)
-        run = Run(settings, cells, options)
+        run = Run(settings, cells, options, new=not resumed)
         if resumed:
             run.resume(options.output)
         device = torch.cuda.get_device_name() if run.bfloat16 else "CPU"

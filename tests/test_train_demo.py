@@ -65,10 +65,10 @@ def test_counts_come_back_as_they_were_packed(scripts, packed):
 
 def test_a_run_goes_on_where_it_was_cut_and_becomes_a_model(scripts, packed, tmp_path, monkeypatch, capsys):
     settings = {"width": 16, "heads": 2, "layers": 2, "genes": 500, "lots": 2, "lot_cells": 8, "tokens": [32, 64]}
-    (tmp_path / "settings.json").write_text(json.dumps(settings))
 
-    def train(folder, steps, *more):
-        arguments = [packed[1], "--settings", tmp_path / "settings.json", "--output", folder, "--device", "cpu", *more]
+    def train(folder, steps, start=""):
+        (tmp_path / "settings.json").write_text(json.dumps(settings | {"start": str(start)}))
+        arguments = [packed[1], "--settings", tmp_path / "settings.json", "--output", folder, "--device", "cpu"]
         monkeypatch.setattr(sys, "argv", ["train", *map(str, arguments), "--steps", str(steps), "--minutes", "1e6"])
         scripts[2].main()
         return load_file(folder / "average.safetensors")
@@ -84,6 +84,6 @@ def test_a_run_goes_on_where_it_was_cut_and_becomes_a_model(scripts, packed, tmp
     monkeypatch.setattr(sys, "argv", ["write", *map(str, arguments)])
     scripts[3].main()
     assert len(tahoe.load_model(tmp_path / "model").vocabulary.genes) == 500
-    started = train(tmp_path / "started", 0, "--start", tmp_path / "model")
+    started = train(tmp_path / "started", 0, start=tmp_path / "model")
     for name, weight in whole.items():
         torch.testing.assert_close(started[name], weight, rtol=1e-3, atol=1e-4)
