@@ -87,3 +87,20 @@ def test_a_run_goes_on_where_it_was_cut_and_becomes_a_model(scripts, packed, tmp
     started = train(tmp_path / "started", 0, start=tmp_path / "model")
     for name, weight in whole.items():
         torch.testing.assert_close(started[name], weight, rtol=1e-3, atol=1e-4)
+
+
+def test_the_best_of_some_settings_goes_on(scripts, packed, tmp_path, monkeypatch, capsys):
+    shared = {"width": 16, "heads": 2, "layers": 1, "lots": 2, "lot_cells": 8, "tokens": [32]}
+    candidates = [shared | {"genes": 500}, shared | {"genes": 400}]
+    (tmp_path / "settings.json").write_text(json.dumps(candidates))
+    arguments = [packed[1], "--settings", tmp_path / "settings.json", "--output", tmp_path / "run", "--device", "cpu"]
+    arguments += ["--search-minutes", "1e-6", "--unseen", "few", "--minutes", "1e-6"]
+    monkeypatch.setattr(sys, "argv", ["train", *map(str, arguments)])
+    scripts[2].main()
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    reached = {
+        line["settings"]["genes"]: line["quality"] for line in log if "search" in line["run"] and "quality" in line
+    }
+    assert set(reached) == {400, 500}
+    assert scripts[2].settings_of_state(tmp_path / "run").genes == max(reached, key=reached.get)
+    assert (tmp_path / "run" / "best.safetensors").is_file()
