@@ -1,6 +1,6 @@
 """How well the demo model recovers hidden genes: ``python benchmarks/recovery.py CELLS.h5ad [MORE.h5ad ...]``.
 
-The files are those that `scripts/train_demo.py` was given, in the same order, so that the same cells are held out; the
+The files are those that `scripts/demo_cells.py` was given, of which the same cells are held out; the
 cells of `tahoe.datasets.pbmc68k` are those of a set that it never saw. In each cell 15% of the genes are hidden.
 
 Beside the two decoders stand predictors that know no cell: each gene's mean bin, over the very cells that are tested
@@ -18,7 +18,7 @@ import tahoe
 from tahoe.model.masking import hide_share
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-from train_demo import Cells
+from demo_cells import Cells
 
 SHARE, MAX_LENGTH = 0.15, 2048
 
@@ -58,10 +58,10 @@ def recovery(adata: anndata.AnnData, model: tahoe.TahoeModel) -> dict[str, str]:
 
 
 def main(paths: list[str]) -> None:
-    model, generator, table = tahoe.load_model("demo"), np.random.default_rng(0), {}
+    model, table = tahoe.load_model("demo"), {}
     training = "MSE, gene means of the training cells"
     for path in paths:
-        cells = Cells.read(Path(path), generator)
+        cells = Cells.read(Path(path))
         held_out = anndata.AnnData(cells.held_out, var=pd.DataFrame({"tahoe_gene": cells.genes}, index=cells.genes))
         table[cells.name] = recovery(held_out, model) | {training: f"{error_of_training_means(cells, model):.0f}"}
     table["pbmc68k"] = recovery(tahoe.datasets.pbmc68k(), model) | {training: ""}

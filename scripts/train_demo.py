@@ -1,315 +1,299 @@
-"""Train the demo model that ships with the package: a small Tahoe-x1 network on a few thousand human cells.
+"""Train the demo model that ships with the package: a small Tahoe-x1 network on some 28,000 human cells.
 
-    python scripts/train_demo.py CELLS.h5ad [MORE.h5ad ...] --steps 4000
+    python scripts/demo_cells.py CELLS.h5ad [MORE.h5ad ...] --output cells.npz     # once; needs AnnData
+    python scripts/train_demo.py cells.npz --minutes 4 --output run                # torch and numpy; best on a GPU
+    python scripts/write_demo_model.py cells.npz run --output src/tahoe/data/demo-model
 
-Each file holds raw counts in ``X``, gene names that `tahoe.pp.map_genes` knows, and, for the model card, its origin
-in ``uns["source"]`` and ``uns["licence"]``. Five per cent of the cells of each file are held out. The run can be
-killed and started again: it goes on from ``--state``. The cells of `tahoe.datasets.pbmc68k` must not be among the
-files: the comparison in the model card is made on them.
-
-An hour on a CPU is too short to learn from nothing what genes go together; so the gene embeddings start as the leading
-singular vectors of the log-normalised training cells, with each gene's mean bin and frequency, and not at random.
+A run may be cut short: `run` holds the state of the last save, and the same command goes on from it. With
+``--search-minutes`` the settings in ``--settings`` (a JSON list) are first tried for equal parts of that time, with
+the sets named by ``--unseen`` held out as a whole, and the best goes on. They are judged by held-out cells alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
+import copy
 import json
-import logging
-from dataclasses import asdict, dataclass
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
+from typing import Any, TextIO
 
-import anndata
-import numpy as np
 import torch
-from scipy import sparse
-from sklearn.utils.extmath import randomized_svd
+from demo_batches import PackedCells, Sampling, quality, scores, start_from, wrong_bins
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-import tahoe
-from tahoe.model import ModelConfig, TahoeModel, Tokens, Vocabulary, tokenize
-from tahoe.model.checkpoint import write_checkpoint
-from tahoe.model.layout import file_sha256
-from tahoe.model.training import Losses, Sampler, TrainingPlan, evaluate, new_network, train
+from tahoe.model import ModelConfig, Network
+from tahoe.model.training import TrainingPlan, _optimizer, new_network
+from tahoe.model.two_views import Contrast, two_view_losses
 
-log = logging.getLogger("train_demo")
-HELD_OUT = 0.05
-CELLS_PER_LOT, LOTS_PER_STEP = 8, 6
-# Training sees at most this many tokens of a cell; attention costs the square of it.
-TRAINING_LENGTH = 128
-# A gene enters the vocabulary if at least this many of the cells express it.
-LEAST_CELLS = 100
-# Half of the steps see a panel of genes instead of all, as files of highly variable genes have.
-PANEL_SHARE, SMALLEST_PANEL, LARGEST_PANEL = 0.5, 400, 4000
-# Width of the initial gene embeddings. Their norm takes it away again, but it decides how fast training moves them.
-INITIAL_WIDTH = 0.2
+# Of all files of the model together, weights in float16: what the package may grow by.
+LARGEST_MODEL = 5.9e6
+BYTES_PER_GENE_NAME = 27
+# The parts of a state, each a file: together they would be larger than what some machines give back.
+PARTS = ("weights", "average", "exp_avg", "exp_avg_sq")
+LOGGED = ("loss", "expression", "mvc", "contrast", "centred")
+SECONDS_PER_LOG, SECONDS_PER_SAVE = 5.0, 30.0
 
 
-@dataclass
-class Cells:
-    """The cells of one file, on the genes that were mapped."""
+@dataclass(frozen=True)
+class Settings(Sampling, Contrast):
+    """What a run may be tried with, beside `Sampling` and `Contrast`."""
 
-    name: str
-    source: str
-    sha256: str
-    genes: np.ndarray
-    training: sparse.csr_array
-    held_out: sparse.csr_array
-    variability: np.ndarray
+    weight: float = 60.0
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    genes: int = 14_000
+    learning_rate: float = 2e-3
+    averaged: float = 0.998
+    """Share of the averaged weights that stays at each step."""
+    seed: int = 0
+    start: str = ""
+    """Folder of a model whose weights are trained on, instead of new ones."""
 
-    weight: float = 1.0
-
-    @classmethod
-    def read(cls, path: Path, generator: np.random.Generator) -> Cells:
-        """Map the genes of a file and hold some of its cells out."""
-        adata = anndata.read_h5ad(path)
-        tahoe.pp.map_genes(adata)
-        genes = adata.var["tahoe_gene"].astype(str).to_numpy(dtype=object)
-        counts = sparse.csr_array(adata.X[:, genes != ""])
-        order = generator.permutation(adata.n_obs)
-        n_held_out = round(HELD_OUT * adata.n_obs)
-        logs = counts.log1p()
-        mean = logs.mean(axis=0)
-        variability = ((logs * logs).mean(axis=0) - mean**2) / (mean + 1e-3)
-        source = f"{adata.uns.get('source', 'unknown')} ({adata.uns.get('licence', 'licence unknown')})"
-        return cls(
-            path.stem,
-            source,
-            hashlib.sha256(path.read_bytes()).hexdigest(),
-            genes[genes != ""],
-            counts[order[n_held_out:]],
-            counts[order[:n_held_out]],
-            variability,
+    def network(self, cells: PackedCells) -> Network:
+        """Draw the network, and put in the gene vectors that it starts from."""
+        config = ModelConfig(
+            d_model=self.width,
+            n_layers=self.layers,
+            n_heads=self.heads,
+            vocab_size=len(cells.vocabulary),
+            gene_norm=True,
+            value_norm=True,
+            decoder_layers=1,
+            mvc_scaled=True,
         )
+        network = new_network(config, self.seed)
+        size = 2 * network.n_parameters + BYTES_PER_GENE_NAME * config.vocab_size
+        if size > LARGEST_MODEL:
+            message = f"{self} would be a model of {size / 1e6:.1f} MB; at most {LARGEST_MODEL / 1e6} MB are shipped"
+            raise ValueError(message)
+        with torch.no_grad():
+            network.genes.weight.copy_(cells.initial_gene_vectors(self.width))
+        return network.to(cells.counts.device)
 
 
-def build_vocabulary(files: list[Cells]) -> Vocabulary:
-    """Genes that enough of the cells express, sorted by Ensembl id, behind the special tokens."""
-    expressing: dict[str, int] = {}
-    for cells in files:
-        for gene, n_cells in zip(cells.genes, (cells.training > 0).sum(axis=0), strict=True):
-            expressing[gene] = expressing.get(gene, 0) + int(n_cells)
-    genes = sorted(gene for gene, n_cells in expressing.items() if n_cells >= LEAST_CELLS)
-    return Vocabulary({token: id_ for id_, token in enumerate(["<pad>", "<cls>", "<eoc>", *genes])})
+class Run:
+    """A network in training, the average of its late weights, and what is needed to go on.
+
+    How far it has come is told by the clock, since what a machine can do in a given time is not known before.
+    """
+
+    def __init__(
+        self, settings: Settings, cells: PackedCells, options: argparse.Namespace, *, new: bool = True
+    ) -> None:
+        self.settings, self.cells, self.bfloat16 = settings, cells, options.device.type == "cuda"
+        self.network = settings.network(cells)
+        if settings.start and new:
+            start_from(self.network, cells, Path(settings.start))
+        self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
+        self.network.train().requires_grad_(True)
+        # a plan of ten thousand parts, whatever the number of steps
+        self.plan = TrainingPlan(10_000, settings.learning_rate, warm_up=0.04)
+        self.optimizer = _optimizer(self.network, self.plan)
+        self.step, self.seconds, self.best = 0, 0.0, float("-inf")
+
+    def take_step(self, done: float) -> torch.Tensor:
+        """One step; gives what is `LOGGED`, all still on the device."""
+        views, lots = self.cells.draw(self.settings, self.settings.seed, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.plan.learning_rate * self.plan.rate(int(done * self.plan.steps))
+        with torch.autocast(views.ids_RN.device.type, torch.bfloat16) if self.bfloat16 else nullcontext():
+            total, losses, apart = two_view_losses(self.network, views, lots, self.settings)
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.plan.clip, foreach=True)
+        self.optimizer.step()
+        self.step += 1
+        stays = min(self.settings.averaged, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - stays)
+        return torch.stack([total, losses.expression, losses.mvc, *apart]).detach()
+
+    def score(self, log: TextIO, name: str, options: argparse.Namespace) -> float:
+        """Score the averaged weights on held-out cells."""
+        result = scores(self.average, self.cells, most_cells=options.scored_cells, length=options.scored_tokens)
+        reached = quality(result)
+        write(log, {"run": name, "step": self.step, "quality": reached, "settings": asdict(self.settings), **result})
+        return reached
+
+    def keep_best(self, reached: float, folder: Path) -> None:
+        """Keep the averaged weights that were best on held-out cells, in case a run goes on for too long."""
+        if reached > self.best:
+            self.best = reached
+            save_file(self._part("average"), folder / "best.partial", metadata=self._about)
+            (folder / "best.partial").replace(folder / "best.safetensors")
+
+    @property
+    def _about(self) -> dict[str, str]:
+        numbers = {"step": self.step, "seconds": self.seconds, "best": self.best}
+        return {key: str(value) for key, value in numbers.items()} | {"settings": json.dumps(asdict(self.settings))}
+
+    def save(self, folder: Path) -> None:
+        """Write the state beside the last one, and put it in its place."""
+        partial = [folder / f"{part}.partial" for part in PARTS]
+        for part, path in zip(PARTS, partial, strict=True):
+            save_file(self._part(part), path, metadata=self._about)
+        for path in partial:
+            path.replace(path.with_suffix(".safetensors"))
+
+    def resume(self, folder: Path) -> None:
+        """Go on from a state that `save` has written."""
+        for part in PARTS:
+            path = folder / f"{part}.safetensors"
+            with safe_open(path, framework="pt") as file:
+                about = file.metadata()
+            if part == PARTS[0]:
+                self.step, self.seconds, self.best = int(about["step"]), float(about["seconds"]), float(about["best"])
+            elif int(about["step"]) != self.step:
+                message = f"{path} is of step {about['step']}, and the weights beside it of {self.step}"
+                raise ValueError(message)
+            for name, tensor in load_file(path, device=str(self.cells.counts.device)).items():
+                self._put(part, name, tensor)
+
+    def _part(self, part: str) -> dict[str, torch.Tensor]:
+        network = self.average if part == "average" else self.network
+        weights = dict(network.named_parameters())
+        if part in ("weights", "average"):
+            return {name: weight.detach().contiguous() for name, weight in weights.items()}
+        state = self.optimizer.state
+        return {name: state[weight][part] for name, weight in weights.items() if part in state[weight]}
+
+    def _put(self, part: str, name: str, tensor: torch.Tensor) -> None:
+        network = self.average if part == "average" else self.network
+        weight = network.get_parameter(name)
+        if part in ("weights", "average"):
+            weight.data.copy_(tensor)
+            return
+        step = torch.tensor(float(self.step), device=tensor.device)
+        self.optimizer.state[weight] = self.optimizer.state.get(weight, {}) | {"step": step, part: tensor}
 
 
-def initial_gene_vectors(files: list[Cells], vocabulary: Vocabulary, width: int) -> torch.Tensor:
-    """What genes go together in the training cells, (tokens, width): singular vectors, mean bin and frequency."""
-    stacked, mean_bins, frequencies = [], np.zeros(len(vocabulary)), np.zeros(len(vocabulary))
-    for cells in files:
-        columns = vocabulary.tokens_of(cells.genes)
-        counts = cells.training[:, columns >= 0]
-        known = columns[columns >= 0]
-        logs = (sparse.diags_array(3000 / np.maximum(counts.sum(axis=1), 1)) @ counts).log1p().tocoo()
-        # between counting each cell and counting each file alike
-        share = (1000 / counts.shape[0]) ** 0.25
-        shape = (counts.shape[0], len(vocabulary))
-        stacked.append(sparse.csr_array((logs.data * share, (logs.row, known[logs.col])), shape=shape))
-        some = counts[:400]
-        tokens = tokenize(
-            some.indptr, some.indices, some.data, known, config=ModelConfig(8, 1, 1, shape[1]), vocabulary=vocabulary
-        )
-        np.add.at(mean_bins, tokens.ids, tokens.values / len(tokens))
-        np.add.at(frequencies, tokens.ids, 1 / len(tokens))
-    matrix = sparse.vstack(stacked).tocsr()
-    spread = np.sqrt(np.maximum((matrix * matrix).mean(axis=0) - matrix.mean(axis=0) ** 2, 2.5e-3))
-    _, values, vectors = randomized_svd(matrix @ sparse.diags_array(1 / spread), width - 2, n_iter=4, random_state=0)
-    vectors = vectors.T * np.sqrt(values)
-    vectors /= np.sqrt((vectors**2).mean(axis=1, keepdims=True) + 1e-12)
-    known = frequencies > 0
-    extra = np.zeros((len(vocabulary), 2))
-    extra[known, 0] = standard(mean_bins[known] / frequencies[known])
-    extra[known, 1] = standard(np.log(frequencies[known]))
-    initial = torch.from_numpy(np.hstack([vectors, extra])).float()
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(initial.shape, generator=generator)
-    initial += 0.1 * noise
-    special = [id_ for token, id_ in vocabulary.ids.items() if token.startswith("<")]
-    initial[special] = noise[special]
-    return INITIAL_WIDTH * initial
+def train(run: Run, minutes: float, log: TextIO, name: str, options: argparse.Namespace, *, keep: bool) -> None:
+    """Train until the run has had its minutes, those before a cut included; log, save and score on the way."""
+    last_log = last_save = last_score = time.monotonic()
+    began = last_log - run.seconds
+    first_step, sums, n_summed = run.step, 0.0, 0
+    while run.seconds < 60 * minutes and (options.steps is None or run.step < options.steps):
+        sums = sums + run.take_step(run.seconds / (60 * minutes))
+        n_summed += 1
+        now = time.monotonic()
+        run.seconds = now - began
+        if now - last_log > SECONDS_PER_LOG or run.step == first_step + 1:
+            line = dict(
+                zip(("loss", "expression", "mvc", "contrast", "centred"), (sums / n_summed).tolist(), strict=True)
+            )
+            if not line["loss"] < 1e6:
+                message = f"{name}: the loss is {line['loss']} at step {run.step}; try a lower learning rate"
+                raise FloatingPointError(message)
+            rate = n_summed / (time.monotonic() - last_log)
+            write(log, {"run": name, "step": run.step, "seconds": run.seconds, "steps_per_s": rate, **line})
+            last_log, sums, n_summed = time.monotonic(), 0.0, 0
+        if keep and now - last_score > 60 * options.score_minutes:
+            run.keep_best(run.score(log, name, options), options.output)
+            last_score = time.monotonic()
+        if keep and now - last_save > SECONDS_PER_SAVE:
+            run.save(options.output)
+            last_save = now
+    if keep:
+        run.save(options.output)
 
 
-def standard(values: np.ndarray) -> np.ndarray:
-    """Mean 0, standard deviation 1."""
-    return (values - values.mean()) / values.std()
+def write(log: TextIO, line: dict[str, object]) -> None:
+    """Add a line to the log and show it."""
+    rounded = {key: round(value, 3) if isinstance(value, float) else value for key, value in line.items()}
+    log.write(json.dumps(rounded) + "\n")
+    log.flush()
+    print(json.dumps({key: value for key, value in rounded.items() if "/" not in key}), flush=True)
 
 
-def panel(cells: Cells, columns: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Token ids of the columns, with all but a random panel of rather variable genes taken away."""
-    size = int(np.exp(generator.uniform(np.log(SMALLEST_PANEL), np.log(LARGEST_PANEL))))
-    weight = np.where(columns >= 0, cells.variability + 0.1 * cells.variability.mean(), 0) + 1e-12
-    keys = np.log(generator.random(len(columns))) / weight
-    kept = np.argsort(-keys)[:size]
-    chosen = np.full_like(columns, -1)
-    chosen[kept] = columns[kept]
-    return chosen
+@cache
+def load_cells(path: Path, n_genes: int, device: torch.device, unseen: tuple[str, ...] = ()) -> PackedCells:
+    """Load the cells once for all settings that share a vocabulary."""
+    return PackedCells(path, n_genes, device, unseen)
 
 
-def make_sampler(files: list[Cells], vocabulary: Vocabulary, config: ModelConfig) -> Sampler:
-    """Draw the cells of a step in lots, each from one file and one panel, favoured and small files more often."""
-    columns = [vocabulary.tokens_of(cells.genes) for cells in files]
-    share = np.array([cells.weight * np.sqrt(cells.training.shape[0]) for cells in files])
-    share /= share.sum()
-
-    def draw_lot(generator: np.random.Generator) -> Tokens:
-        which = generator.choice(len(files), p=share)
-        cells = files[which]
-        rows = cells.training[generator.choice(cells.training.shape[0], CELLS_PER_LOT)]
-        seen = columns[which]
-        if generator.random() < PANEL_SHARE:
-            seen = panel(cells, seen, generator)
-        return tokenize(
-            rows.indptr,
-            rows.indices,
-            rows.data,
-            seen,
-            config=config,
-            vocabulary=vocabulary,
-            max_length=TRAINING_LENGTH,
-            seed=int(generator.integers(2**62)),
-        )
-
-    return lambda generator: Tokens.joined([draw_lot(generator) for _ in range(LOTS_PER_STEP)])
+def search(candidates: list[Settings], options: argparse.Namespace, log: TextIO) -> Settings:
+    """Try settings for equal parts of the time."""
+    best, best_quality = candidates[0], float("-inf")
+    for number, settings in enumerate(candidates):
+        cells = load_cells(options.cells, settings.genes, options.device, tuple(options.unseen))
+        run = Run(settings, cells, options)
+        if not number:
+            # what a device does once and slowly, it shall not do in the time of the first
+            Run(settings, cells, options).take_step(0)
+        try:
+            train(run, options.search_minutes / len(candidates), log, f"search {number}", options, keep=False)
+            reached = run.score(log, f"search {number}", options)
+        except (FloatingPointError, torch.cuda.OutOfMemoryError) as error:
+            write(log, {"run": f"search {number}", "error": str(error)})
+            continue
+        if reached > best_quality:
+            best, best_quality = settings, reached
+    return best
 
 
-def held_out_losses(model: TahoeModel, files: list[Cells]) -> dict[str, dict[str, float]]:
-    """Errors on the cells that were kept back, by file, with up to 512 tokens of each."""
-    results = {}
-    for cells in files:
-        tokens = model.tokenize(cells.held_out, model.vocabulary.tokens_of(cells.genes), max_length=512)
-        results[cells.name] = evaluate(model.network, tokens)
-    return results
+def read_settings(path: Path | None) -> list[Settings]:
+    """Read a JSON list of settings, or one of them; what one does not name keeps its default."""
+    given = json.loads(path.read_text()) if path else {}
+    known = {field.name for field in fields(Settings)}
+    for one in given if isinstance(given, list) else [given]:
+        if set(one) - known:
+            message = f"{path} has {sorted(set(one) - known)}; settings are {sorted(known)}"
+            raise ValueError(message)
+    return [settings_of(one) for one in (given if isinstance(given, list) else [given])]
 
 
-def compare_with_pca(model: TahoeModel) -> str:
-    """Score cells that no file has, as `tahoe demo` does."""
-    from tahoe._demo import score_table
-
-    adata = tahoe.datasets.pbmc68k()
-    tahoe.tl.embed(adata, model=model)
-    return score_table(adata).round(3).to_string()
+def settings_of(given: dict[str, Any]) -> Settings:
+    """Settings from JSON, which has no tuples."""
+    return Settings(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
 
 
-def predict_unseen(model: TahoeModel) -> str:
-    """Say how far masked values are predicted in cells of a set that no file has."""
-    adata = tahoe.datasets.pbmc68k()
-    tahoe.pp.map_genes(adata)
-    tokens = model.tokenize(adata.X, model.vocabulary.tokens_of(adata.var["tahoe_gene"].astype(str).to_numpy()))
-    errors = evaluate(model.network, tokens)
-    genes, values = tokens.ids[tokens.ids > 2], tokens.values[tokens.ids > 2]
-    means = np.bincount(genes, weights=values) / np.maximum(np.bincount(genes), 1)
-    of_means = ((values - means[genes]) ** 2).mean()
-    return (
-        f"mean squared error {errors['expression_mse']:.0f} (expression decoder) and {errors['mvc_mse']:.0f} (MVC),"
-        f"\nthe best constant {errors['constant_mse']:.0f}, each gene's own mean in this set {of_means:.0f}."
-    )
+def settings_of_state(folder: Path) -> Settings | None:
+    """Settings of the run that was saved in a folder, if there is one."""
+    if not (folder / "weights.safetensors").is_file():
+        return None
+    with safe_open(folder / "weights.safetensors", framework="pt") as file:
+        return settings_of(json.loads(file.metadata()["settings"]))
 
 
 def main() -> None:
-    """Train, write the checkpoint, and write its card."""
+    """Search if asked to, then train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path)
-    parser.add_argument("--favour", nargs="*", default=[], metavar="NAME", help="files to draw twice as often")
-    parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--state", type=Path, default=Path("demo-training.safetensors"))
-    parser.add_argument("--output", type=Path, default=Path("src/tahoe/data/demo-model"))
-    parser.add_argument("--device", default=None)
+    parser.add_argument("cells", type=Path)
+    parser.add_argument("--output", type=Path, default=Path("demo-training"), help="where state and log are kept")
+    parser.add_argument("--minutes", type=float, default=4.0, help="of training, those before a cut included")
+    parser.add_argument("--steps", type=int, help="stop at this step, even if there is time left")
+    parser.add_argument("--settings", type=Path, help="JSON: settings of the run, or a list of them to search")
+    parser.add_argument("--search-minutes", type=float, default=0.0)
+    parser.add_argument("--unseen", nargs="*", default=[], metavar="SET", help="held out as a whole in the search")
+    parser.add_argument("--score-minutes", type=float, default=1.0, help="between two scores on held-out cells")
+    parser.add_argument("--scored-cells", type=int, default=400, help="held-out cells of each set that are scored")
+    parser.add_argument("--scored-tokens", type=int, default=1024)
+    parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-
-    generator = np.random.default_rng(options.seed)
-    files = [Cells.read(path, generator) for path in options.files]
-    for cells in files:
-        cells.weight = 2.0 if cells.name in options.favour else 1.0
-    vocabulary = build_vocabulary(files)
-    config = ModelConfig(
-        d_model=96,
-        n_layers=3,
-        n_heads=4,
-        vocab_size=len(vocabulary),
-        gene_norm=True,
-        value_norm=True,
-        decoder_layers=1,
-        mvc_scaled=True,
-        max_length=2048,
-    )
-    device = tahoe.model.loading.choose_device(options.device)
-    plan = TrainingPlan(options.steps, options.learning_rate, bfloat16=True, seed=options.seed, save_every=200)
-    network = new_network(config, options.seed)
-    with torch.no_grad():
-        network.genes.weight.copy_(initial_gene_vectors(files, vocabulary, config.d_model))
-    network.to(device)
-    log.info("%s parameters, %s genes", f"{sum(w.numel() for w in network.parameters()):,}", len(vocabulary.genes))
-
-    recent: list[float] = []
-
-    def report(step: int, losses: Losses) -> None:
-        recent.append(losses.total.item())
-        if (step + 1) % 100 == 0:
-            log.info("step %d: loss %.1f", step + 1, np.mean(recent[-100:]))
-
-    train(network, make_sampler(files, vocabulary, config), plan, state_file=options.state, report=report)
-    write_checkpoint(options.output, network.cpu().set_precision(torch.float16), vocabulary)
-    write_card(options.output, tahoe.load_model(options.output, device="cpu"), files, plan)
-
-
-def write_card(folder: Path, model: TahoeModel, files: list[Cells], plan: TrainingPlan) -> None:
-    """Say beside the weights what they are, what they were made from, and how far they go."""
-    losses = held_out_losses(model, files)
-    rows = [
-        f"| {name} | {loss['expression_mse']:.1f} | {loss['mvc_mse']:.1f} | {loss['constant_mse']:.1f} |"
-        for name, loss in losses.items()
-    ]
-    sources = [
-        f"| {c.name} | {c.training.shape[0] + c.held_out.shape[0]:,} | {c.source} | `{c.sha256[:16]}…` |" for c in files
-    ]
-    config = model.config
-    n_cells = sum(cells.training.shape[0] for cells in files)
-    favoured = [cells.name for cells in files if cells.weight > 1]
-    card = f"""# The demo model of tahoe
-
-A small network of the Tahoe-x1 architecture, trained by this project (`scripts/train_demo.py`):
-{config.n_layers} layers × {config.d_model}, {config.n_heads} heads, {model.n_parameters:,} parameters,
-{len(model.vocabulary.genes):,} genes. It exists to try the package, to test it and to run its documentation.
-**It is not for science**: it has seen {n_cells:,} cells, where the released models saw hundreds of millions.
-
-## Training data
-
-| set | cells | source (licence) | sha256 of the file |
-|---|---|---|---|
-{chr(10).join(sources)}
-
-## Training
-
-Masked expression, both decoders; the settings: `{json.dumps(asdict(plan))}`.
-{CELLS_PER_LOT * LOTS_PER_STEP} cells a step, at most {TRAINING_LENGTH} tokens of each, {PANEL_SHARE:.0%} of them on
-random panels of {SMALLEST_PANEL} to {LARGEST_PANEL:,} genes; drawn twice as often: {", ".join(favoured) or "no file"}.
-The gene embeddings started as singular vectors of the log-normalised training cells.
-Weights are stored in float16; sha256 `{file_sha256(folder / "model.safetensors")}`.
-
-## Held-out loss
-
-Mean squared error of masked bins (scale 1 to 50) in the {HELD_OUT:.0%} of cells that were held out, beside that of
-the best constant.
-
-| set | expression decoder | MVC decoder | constant |
-|---|---|---|---|
-{chr(10).join(rows)}
-
-## Cell types in an unseen set
-
-pbmc68k (700 cells, 765 genes, ten types; never trained on), as `tahoe demo` prints it:
-
-```
-{compare_with_pca(model)}
-```
-
-Masked bins of these cells: {predict_unseen(model)}
-"""
-    (folder / "README.md").write_text(card)
-    log.info("%s", card)
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cuda.enable_cudnn_sdp(False)  # new, and the masks of padded batches are not what it is made for
+    options.output.mkdir(parents=True, exist_ok=True)
+    with (options.output / "log.jsonl").open("a") as log:
+        settings = settings_of_state(options.output)
+        resumed = settings is not None
+        if settings is None:
+            candidates = read_settings(options.settings)
+            settings = search(candidates, options, log) if options.search_minutes else candidates[0]
+        cells = load_cells(options.cells, settings.genes, options.device)
+        run = Run(settings, cells, options, new=not resumed)
+        if resumed:
+            run.resume(options.output)
+        device = torch.cuda.get_device_name() if run.bfloat16 else "CPU"
+        about = {"settings": asdict(settings), "parameters": run.network.n_parameters, "device": device}
+        write(log, {"run": "train", "step": run.step, "wrong_bins": wrong_bins(cells, run.network.config)} | about)
+        train(run, options.minutes, log, "train", options, keep=True)
+        run.keep_best(run.score(log, "train", options), options.output)
 
 
 if __name__ == "__main__":

@@ -142,8 +142,11 @@ class MVCDecoder(nn.Module):
         self.activation = ACTIVATIONS[config.mvc_activation]
         self.scale = config.d_model**-0.5 if config.mvc_scaled else 1.0
 
-    def forward(self, cell_CD: Tensor, gene_TD: Tensor, lengths_C: Tensor) -> Tensor:
-        """Prediction at each token, where cell i has the next ``lengths_C[i]`` tokens: (T,) float32."""
+    def forward(self, cell_CD: Tensor, gene_TD: Tensor, lengths_C: Tensor | int) -> Tensor:
+        """Prediction at each token, where cell i has the next ``lengths_C[i]`` tokens: (T,) float32.
+
+        Where all cells have as many, one number will do, and a GPU need not be waited for.
+        """
         queries_TD = self.weight(self.activation(self.query(gene_TD.to(self.query.weight.dtype)))).float()
         cell_TD = cell_CD.float().repeat_interleave(lengths_C, dim=0, output_size=len(gene_TD))
         return (queries_TD * cell_TD).sum(-1) * self.scale
