@@ -82,6 +82,11 @@ def _lost(names: np.ndarray, lost: np.ndarray, totals: np.ndarray | None) -> lis
     return [str(name) for name in names[places[:N_LOST]]]
 
 
+def printable(name: str) -> str:
+    """A name for a message, in which an end of a line would look like nothing."""
+    return name if name.isprintable() else repr(name)
+
+
 def _summary(report: dict[str, Any]) -> str:
     """One line for the log."""
     text = f"{report['n_in_vocabulary']:,} of {report['n_genes']:,} genes"
@@ -90,7 +95,7 @@ def _summary(report: dict[str, Any]) -> str:
     tiers = ", ".join(f"{match} {number:,}" for match, number in report["genes"].items() if number)
     text += f" are in the vocabulary of the released models, by {report['gene_key']} ({tiers})"
     if report["lost"]:
-        text += f"; lost: {', '.join(report['lost'][:5])}"
+        text += f"; lost: {', '.join(map(printable, report['lost'][:5]))}"
     return f"{text}. {report['hint']}".strip()
 
 
@@ -201,7 +206,7 @@ def check_coverage(
     )
     message = (
         f"the model knows {found['n_in_vocabulary']} of {len(gene)} genes, which hold {share:.1%} of the {what};"
-        f" it does not know {', '.join(found['lost'][:10]) or 'the others'}. {hint}"
+        f" it does not know {', '.join(map(printable, found['lost'][:10])) or 'the others'}. {hint}"
     )
     if not known.any() or (usable is not None and share < refuse_below):
         raise GeneError(message)

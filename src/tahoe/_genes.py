@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tahoe._gene_debris import as_text
 from tahoe._gene_names import Resolved, resolve_names
 from tahoe._gene_report import check_coverage, describe, refuse_unknown, usable_totals
 from tahoe._gene_table import AMBIGUOUS, DUPLICATE, MATCHES, load_table
@@ -119,15 +120,14 @@ def _may_name_genes(key: str, column: pd.Series) -> bool:
         return False
     present = column.dropna()
     # lists and other objects are no names, and cannot be counted
-    if not all(isinstance(name, str) for name in present):
+    if not all(isinstance(name, str | bytes) for name in present):
         return False
     return present.nunique() > len(column) / 2
 
 
 def _as_strings(values: Any) -> np.ndarray:
     """Names as an array of Python strings, "" where one is missing."""
-    array = np.array(values, dtype=object)
-    return np.array([name if isinstance(name, str) else "" if pd.isna(name) else str(name) for name in array], object)
+    return np.array([as_text(name) for name in np.array(values, dtype=object)], dtype=object)
 
 
 def _genes_of_models(resolved: Resolved) -> int:
