@@ -29,6 +29,7 @@ PLACES = {
     "_inputs": "adata",
     "_matrix": "adata",
     "_embed_file": "verbs",
+    "_objects": "adata",
     "_dask": "adata",
     "_source": "adata",
     "_store": "adata",

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from tahoe._adata import check_name
 from tahoe._dask import Recipe, cluster
 from tahoe._inputs import Inputs, check_at_least, read_inputs
+from tahoe._objects import check_path
 from tahoe._rows import row_blocks
 from tahoe._source import identity, open_source
 from tahoe._store import Store
@@ -132,6 +133,8 @@ def embed_file(
     (50, 96)
     """
     check_name(key_added)
+    check_path("source", source)
+    check_path("output", output)
     check_at_least(max_length=(max_length, 2), token_budget=(token_budget, 1), shard_cells=(shard_cells, 1))
     _check_output(Path(output), stored_dtype)
     with open_source(source) as opened:

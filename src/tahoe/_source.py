@@ -14,6 +14,7 @@ import pandas as pd
 import zarr
 from anndata.io import read_elem, sparse_dataset
 
+from tahoe._objects import check_path, modality_to_take
 from tahoe._sparse import reading
 from tahoe.errors import InputError
 
@@ -33,6 +34,7 @@ class Source:
         self.root = root
         self.path = path
         with reading(f"{path!r}"):
+            _refuse_modalities(root, path)
             missing = [name for name in ("obs", "var") if name not in root or "_index" not in root[name].attrs]
         if missing:
             message = (
@@ -150,7 +152,7 @@ def open_source(path: str | os.PathLike[str]) -> Iterator[Source]:
     Raises
     ------
     tahoe.errors.InputError
-        If there is no such file, or it is truncated, or no AnnData.
+        If this is no path, or there is no such file, or it is truncated, or no AnnData.
     """
     name = os.fspath(path)
     is_zarr = Path(name).is_dir() or name.rstrip("/").endswith(".zarr")
@@ -159,6 +161,7 @@ def open_source(path: str | os.PathLike[str]) -> Iterator[Source]:
         yield Source(root, name)
 
 
+    check_path("source", path)
 @contextmanager
 def _opened_zarr(name: str) -> Iterator[zarr.Group]:
     try:
@@ -166,6 +169,19 @@ def _opened_zarr(name: str) -> Iterator[zarr.Group]:
     except Exception as error:  # damaged metadata: whatever zarr's classes raise on it
         message = f"{name!r} cannot be opened as a zarr store: {_first_line(error)}"
         raise InputError(message) from error
+def _refuse_modalities(root: Any, path: str) -> None:
+    """Refuse a MuData, which holds an AnnData for each modality."""
+    if "mod" not in root or "X" in root:
+        return
+    names = list(root["mod"])
+    take = f'mdata["{modality_to_take(names)}"]'
+    message = (
+        f"{path!r} is a MuData with the modalities {', '.join(map(repr, names))}; take the one with the RNA: mdata ="
+        f' mudata.read({path!r}), then tahoe.tl.embed({take}), or {take}.write_h5ad("rna.h5ad") for a file of its own'
+    )
+    raise InputError(message)
+
+
     yield root
 
 

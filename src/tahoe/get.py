@@ -10,6 +10,7 @@ import pandas as pd
 from tahoe._adata import row_of
 from tahoe._aggregate import mean_of_heads, places_of
 from tahoe._inputs import check_at_least, choose_heads, choose_network_layers, read_inputs
+from tahoe._objects import check_adata
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:
@@ -150,6 +151,7 @@ def _one_cell(
     seed: int,
 ) -> tuple[Inputs, Tokens]:
     """What a verb needs, and the tokens of one cell."""
+    check_adata(adata)
     check_at_least(max_length=(max_length, 2))
     row = row_of(adata, cell)
     inputs = read_inputs(adata, model, layer=layer, use_raw=use_raw, whole=False, drug_key=drug_key, drugs=drugs)

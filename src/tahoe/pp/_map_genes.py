@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from tahoe import _genes
 from tahoe._adata import to_change, write
 from tahoe._matrix import choose_matrix
+from tahoe._objects import check_adata
 from tahoe.errors import InputError, TahoeWarning
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def map_genes(
     Raises
     ------
     tahoe.errors.InputError
-        If `gene_key` is not a column, or `organism` is unknown.
+        If `adata` is no AnnData, `gene_key` is not a column, or `organism` is unknown.
     tahoe.errors.GeneError
         If not a single gene is found.
 
@@ -69,6 +70,7 @@ def map_genes(
     >>> adata.uns["tahoe_genes"]["n_in_vocabulary"] > 750
     True
     """
+    check_adata(adata)
     adata = to_change(adata, copy)
     totals, slot = _totals(adata)
     mapping = _genes.map_genes(adata.var, totals, gene_key=gene_key, organism=organism)

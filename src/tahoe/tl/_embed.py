@@ -10,6 +10,7 @@ from tahoe._adata import check_key, to_change, write
 from tahoe._dask import embed_lazily
 from tahoe._engine import embed_cells
 from tahoe._inputs import check_at_least, read_inputs
+from tahoe._objects import check_adata
 from tahoe.errors import TahoeWarning
 
 if TYPE_CHECKING:
@@ -113,8 +114,8 @@ def embed(
     Raises
     ------
     tahoe.errors.InputError
-        If the slot does not exist, or its values are negative, not finite, or imputed, or if a drug
-        is unknown. `adata` is then as it was.
+        If `adata` is no AnnData, if the slot does not exist, or its values are negative, not finite, or imputed, or if
+        a drug is unknown. `adata` is then as it was.
     tahoe.errors.GeneError
         If too little of the counts falls on genes of the model's vocabulary: see `min_coverage`.
     tahoe.errors.ModelError, tahoe.errors.DeviceError
@@ -129,6 +130,7 @@ def embed(
     True
     """
     check_key(adata, key_added, ("obsm", key_added))
+    check_adata(adata)
     check_at_least(max_length=(max_length, 2), token_budget=(token_budget, 1))
     adata = to_change(adata, copy)
     inputs = read_inputs(

@@ -11,6 +11,7 @@ from tahoe._adata import check_key, to_change, write
 from tahoe._aggregate import check_fits
 from tahoe._genes import resolve
 from tahoe._inputs import check_at_least, read_inputs
+from tahoe._objects import check_adata
 from tahoe._predictions import AskedPredictions, HiddenPredictions, ObservedPredictions
 from tahoe.errors import InputError
 
@@ -136,6 +137,7 @@ def predict_expression(
     >>> adata.obsm["asked"].columns.to_list()
     ['CD3D', 'CD14']
     """
+    check_adata(adata)
     check_at_least(max_length=(max_length, 2), token_budget=(token_budget, 1))
     asked = [genes] if isinstance(genes, str) else None if genes is None else [str(gene) for gene in genes]
     _check_question(asked, mask_fraction, decoder)
