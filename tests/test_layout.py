@@ -26,6 +26,7 @@ PLACES = {
     "pl": "verbs",
     "get": "verbs",
     "datasets": "verbs",
+    "_elements": "adata",
     "_inputs": "adata",
     "_matrix": "adata",
     "_embed_file": "verbs",

@@ -132,9 +132,9 @@ def embed_file(
     >>> anndata.read_zarr(f"{folder}/embedded.zarr").obsm["X_tahoe"].shape
     (50, 96)
     """
-    check_name(key_added)
     check_path("source", source)
     check_path("output", output)
+    check_name(key_added)
     check_at_least(max_length=(max_length, 2), token_budget=(token_budget, 1), shard_cells=(shard_cells, 1))
     _check_output(Path(output), stored_dtype)
     with open_source(source) as opened:
@@ -164,8 +164,9 @@ def embed_file(
         record |= {} if organism is None else {"organism": organism}
         try:
             store.begin(_fingerprint(work, inputs, record), resume)
+            store.describe(opened, _var(inputs, columns), _uns(inputs, key_added, record), columns)
             work.all(inputs.client)
-            n_empty = store.finish(opened, _var(inputs, columns), _uns(inputs, key_added, record), columns)
+            n_empty = store.finish()
         except OSError as error:
             raise InputError(_cannot_write(error, store)) from error
     if n_empty:
@@ -258,6 +259,8 @@ def _var(inputs: Inputs, columns: bool) -> pd.DataFrame:
     var = inputs.matrix.var
     mapped = [name for name in ("tahoe_gene", "tahoe_match") if name in var]
     var = var.copy() if columns else var[mapped].copy()
+    # no key of a store may have a slash
+    var.index.name = None if var.index.name is None else str(var.index.name).replace("/", "_")
     if inputs.mapping is not None:
         var["tahoe_gene"], var["tahoe_match"] = inputs.mapping.gene, inputs.mapping.match
     return var

@@ -14,15 +14,14 @@ import pandas as pd
 import zarr
 from anndata.io import read_elem, sparse_dataset
 
+from tahoe._elements import copy_column, read_column
+from tahoe._gene_debris import as_text
 from tahoe._objects import check_path, modality_to_take
 from tahoe._sparse import reading
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:
     from types import SimpleNamespace
-
-# Entries of obs that are copied at once.
-COPIED_AT_ONCE = 1 << 16
 
 
 class Source:
@@ -55,7 +54,7 @@ class Source:
     def var(self) -> pd.DataFrame:
         """The genes."""
         with reading("var"):
-            return read_elem(self.root["var"])
+            return _frame(self.root["var"])
 
     @property
     def X(self) -> Any:
@@ -70,7 +69,9 @@ class Source:
 
         with reading("raw"):
             raw = self.root.get("raw")
-            return None if raw is None else SimpleNamespace(X=_opened(raw["X"]), var=read_elem(raw["var"]))
+            if raw is None or "X" not in raw:  # a store may say that there is none
+                return None
+            return SimpleNamespace(X=_opened(raw["X"]), var=_frame(raw["var"]))
 
     def values(self, slot: str) -> Any:
         """The matrix in a slot, as `tahoe._matrix.Matrix` names it."""
@@ -82,11 +83,10 @@ class Source:
         """Copy the index of obs, and if wanted all columns but one, piece by piece; gives the columns' names."""
         frame = self.root["obs"]
         names = [name for name in self.obs.columns if name != without] if columns else []
-        index = str(frame.attrs["_index"])
+        index = as_text(frame.attrs["_index"])
         target.attrs["_index"] = index
         for name in (index, *names):
-            with reading(f"obs[{name!r}]"):
-                _copy(frame[name], target, name)
+            copy_column(frame, name, target, self.n_obs)
         return names
 
 
@@ -99,7 +99,7 @@ class _Columns:
     @property
     def columns(self) -> list[str]:
         with reading("the names of the columns of obs"):
-            return [str(name) for name in self.group.attrs.get("column-order", [])]
+            return [as_text(name) for name in self.group.attrs.get("column-order", [])]
 
     @property
     def n_rows(self) -> int:
@@ -111,7 +111,7 @@ class _Columns:
 
     def __getitem__(self, keys: list[str]) -> pd.DataFrame:
         with reading(f"columns {', '.join(keys)} of obs"):
-            return pd.DataFrame({key: read_elem(self.group[key]) for key in keys})
+            return pd.DataFrame({key: read_column(self.group, key) for key in keys})
 
 
 class _Elements(Mapping[str, Any]):
@@ -154,6 +154,7 @@ def open_source(path: str | os.PathLike[str]) -> Iterator[Source]:
     tahoe.errors.InputError
         If this is no path, or there is no such file, or it is truncated, or no AnnData.
     """
+    check_path("source", path)
     name = os.fspath(path)
     is_zarr = Path(name).is_dir() or name.rstrip("/").endswith(".zarr")
     opened: AbstractContextManager[Any] = _opened_zarr(name) if is_zarr else _opened_h5ad(name)
@@ -161,14 +162,6 @@ def open_source(path: str | os.PathLike[str]) -> Iterator[Source]:
         yield Source(root, name)
 
 
-    check_path("source", path)
-@contextmanager
-def _opened_zarr(name: str) -> Iterator[zarr.Group]:
-    try:
-        root = zarr.open_group(name, mode="r")
-    except Exception as error:  # damaged metadata: whatever zarr's classes raise on it
-        message = f"{name!r} cannot be opened as a zarr store: {_first_line(error)}"
-        raise InputError(message) from error
 def _refuse_modalities(root: Any, path: str) -> None:
     """Refuse a MuData, which holds an AnnData for each modality."""
     if "mod" not in root or "X" in root:
@@ -182,6 +175,13 @@ def _refuse_modalities(root: Any, path: str) -> None:
     raise InputError(message)
 
 
+@contextmanager
+def _opened_zarr(name: str) -> Iterator[zarr.Group]:
+    try:
+        root = zarr.open_group(name, mode="r")
+    except Exception as error:  # damaged metadata: whatever zarr's classes raise on it
+        message = f"{name!r} cannot be opened as a zarr store: {_first_line(error)}"
+        raise InputError(message) from error
     yield root
 
 
@@ -223,36 +223,19 @@ def identity(path: str) -> dict[str, Any]:
     }
 
 
+def _frame(element: Any) -> pd.DataFrame:
+    """A data frame in a file."""
+    frame = read_elem(element)
+    if not isinstance(frame, pd.DataFrame):
+        message = f"{element.name} is no data frame: its encoding-type is {element.attrs.get('encoding-type')!r}"
+        raise TypeError(message)
+    return frame
+
+
 def _opened(element: Any) -> Any:
     """A matrix in a file, by what it is."""
     kind = element.attrs.get("encoding-type", element.attrs.get("h5sparse_format", ""))
     return sparse_dataset(element) if kind in ("csr_matrix", "csc_matrix", "csr", "csc") else element
-
-
-def _copy(element: Any, target: Any, name: str) -> None:
-    """Copy an array or a group of arrays, with its attributes, a piece at a time."""
-    if not hasattr(element, "dtype"):
-        group = target.require_group(name)
-        group.attrs.update(_plain(element.attrs))
-        for key in element:
-            _copy(element[key], group, key)
-        return
-    is_text = (
-        h5py.check_string_dtype(element.dtype) if isinstance(element, h5py.Dataset) else element.dtype.kind in "OT"
-    )
-    rows = element.asstr() if isinstance(element, h5py.Dataset) and is_text else element
-    shape, size = element.shape, max(1, min(element.size, COPIED_AT_ONCE))
-    options = {"dtype": "string" if is_text else element.dtype, "chunks": (size, *shape[1:]) if shape else ()}
-    copied = target.create_array(name, shape=shape, overwrite=True, attributes=_plain(element.attrs), **options)
-    if not shape:
-        copied[...] = rows[()]
-    for start in range(0, shape[0] if shape else 0, size):
-        copied[start : start + size] = rows[start : start + size]
-
-
-def _plain(attributes: Any) -> dict[str, Any]:
-    """Attributes as JSON has them."""
-    return {key: value.tolist() if hasattr(value, "tolist") else value for key, value in attributes.items()}
 
 
 def _first_line(error: Exception) -> str:
