@@ -287,6 +287,36 @@ def test_a_message_shows_what_cannot_be_seen():
     assert mapping.report["lost"] == ["nonsense\r"]
 
 
+def ids_and_names(n: int = 200) -> pd.DataFrame:
+    frame, totals = real("pbmc_scvi_2x200")
+    frame = frame.iloc[:: len(frame) // n][:n]
+    mapping = map_genes(frame, totals[: len(frame)])
+    ids = [gene or f"none{place}" for place, gene in enumerate(mapping.gene)]
+    return frame.assign(gene_ids=ids, feature_types="Gene Expression")
+
+
+@pytest.mark.parametrize("share", [0.08, 0.5, 1.0])
+def test_ids_and_names_that_contradict_each_other_are_told(share):
+    frame = ids_and_names()
+    n_moved = int(share * len(frame))
+    frame["gene_ids"] = [*np.roll(frame["gene_ids"].iloc[:n_moved], 1), *frame["gene_ids"].iloc[n_moved:]]
+    told = map_genes(frame, None).report["contradiction"]
+    assert "gene_ids and var_names name different genes" in told or "var_names and gene_ids" in told
+    assert 'gene_key="var_names"' in told
+    assert 'gene_key="gene_ids"' in told
+    # whoever says which is right is not asked again
+    for key in ("gene_ids", "var_names"):
+        assert map_genes(frame, None, gene_key=key).report["contradiction"] == ""
+
+
+def test_ids_and_names_of_one_annotation_do_not_contradict_each_other():
+    frame = ids_and_names()
+    assert map_genes(frame, None).report["contradiction"] == ""
+    frame.iloc[:9, 0] = np.roll(frame.iloc[:9, 0], 1)  # a few may differ
+    assert map_genes(frame, None).report["contradiction"] == ""
+    assert map_genes(frame.assign(gene_ids=range(len(frame))), None).report["contradiction"] == ""
+
+
 def test_wrong_arguments_are_refused():
     with pytest.raises(InputError, match="organism='rat'"):
         map_genes(var("CD3E"), None, organism="rat")

@@ -44,6 +44,7 @@ def embed_file(
     mask_var: str | None = None,
     gene_key: str | None = None,
     organism: str | None = None,
+    duplicates: str | None = None,
     drug_key: str | None = None,
     drugs: str | os.PathLike[str] | Mapping[str, int] | None = None,
     max_length: int = 2048,
@@ -79,8 +80,8 @@ def embed_file(
         Column of ``var`` that says which genes to use.
     layer, use_raw, drug_key, drugs, max_length, min_coverage, normalize, seed
         As for `tahoe.tl.embed`.
-    gene_key, organism
-        As for `tahoe.pp.map_genes`. If neither is given, genes that `source` has mapped already are taken as they are.
+    gene_key, organism, duplicates
+        As for `tahoe.pp.map_genes`. If none is given, genes that `source` has mapped already are taken as they are.
     key_added
         Where in ``obsm`` of the store the vectors go.
     columns
@@ -147,6 +148,7 @@ def embed_file(
             min_coverage=min_coverage,
             gene_key=gene_key,
             organism=organism,
+            duplicates=duplicates,
             drug_key=drug_key,
             drugs=drugs,
             device=device,
@@ -162,6 +164,7 @@ def embed_file(
         record["source"] = work.source
         record |= {} if gene_key is None else {"gene_key": gene_key}
         record |= {} if organism is None else {"organism": organism}
+        record |= {} if duplicates is None else {"duplicates": duplicates}
         try:
             store.begin(_fingerprint(work, inputs, record), resume)
             store.describe(opened, _var(inputs, columns), _uns(inputs, key_added, record), columns)

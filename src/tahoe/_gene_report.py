@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from tahoe._gene_table import MATCHES, load_table
+from tahoe._gene_table import MATCHES, MODALITY, load_table
 from tahoe.errors import GeneError, TahoeWarning
 
 if TYPE_CHECKING:
@@ -29,13 +29,19 @@ PROBE = re.compile(r".+_(?:[asx]_)?at|ILMN_\d+|A_\d+_P\d+|cg\d{8}|AFFX.*")
 
 
 def describe(
-    names: np.ndarray, gene: np.ndarray, tiers: np.ndarray, totals: np.ndarray | None, **origin: str
+    names: np.ndarray,
+    gene: np.ndarray,
+    tiers: np.ndarray,
+    totals: np.ndarray | None,
+    *,
+    n_left_out: int = 0,
+    **origin: str,
 ) -> dict[str, Any]:
     """Everything about the mapping that goes into ``uns``: plain values only, so that it can be written to disk.
 
-    `origin` holds organism, gene_key and annotation: what the names are.
+    `origin` says what the names are and what was done with the columns; `n_left_out` columns are beside the genes.
     """
-    known = _isin(gene, _model_genes())
+    known = in_released_vocabulary(gene)
     report: dict[str, Any] = {
         **origin,
         "n_genes": len(names),
@@ -44,6 +50,7 @@ def describe(
         "genes": {match: int(number) for match, number in _by_match(tiers, np.ones(len(names)))},
         "genes_in_vocabulary": {match: int(number) for match, number in _by_match(tiers, known)},
     }
+    report["genes"][MATCHES[MODALITY]] = n_left_out
     if totals is not None:
         # Summed before they are divided: sums of counts are exact, whatever the order of the columns.
         total = totals.sum()
@@ -67,6 +74,11 @@ def _by_match(tiers: np.ndarray, weights: np.ndarray) -> Iterable[tuple[str, flo
 @cache
 def _model_genes() -> pd.Index:
     return pd.Index([f"ENSG{gene:011d}" for gene in load_table("human").vocabulary.tolist()], dtype=object)
+
+
+def in_released_vocabulary(genes: np.ndarray) -> np.ndarray:
+    """Which of some Ensembl ids the released models know."""
+    return _isin(genes, _model_genes())
 
 
 def _isin(genes: np.ndarray, known: Collection[str]) -> np.ndarray:
@@ -96,6 +108,8 @@ def _summary(report: dict[str, Any]) -> str:
     text += f" are in the vocabulary of the released models, by {report['gene_key']} ({tiers})"
     if report["lost"]:
         text += f"; lost: {', '.join(map(printable, report['lost'][:5]))}"
+    if report["left_out"]:
+        text += f". {report['left_out']}"
     return f"{text}. {report['hint']}".strip()
 
 

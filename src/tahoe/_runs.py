@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from tahoe import _genes
-from tahoe._adata import add_to_record
+from tahoe._adata import add_to_record, looking_at_rows
 from tahoe._matrix import choose_matrix
 from tahoe._source import open_source
 from tahoe._sparse import reading
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # Options that say how a store is written; an h5ad file has no use for them.
 OF_STORES = {"workers", "scheduler", "resume", "columns", "stored_dtype", "shard_cells"}
-OF_MAPPING = ("gene_key", "organism")
+OF_MAPPING = ("gene_key", "organism", "duplicates")
 # What the provenance of a run must have, to repeat it, and of which kind each entry is.
 ALWAYS = ("model", "model_sha256", "input")
 TEXTS = ("model_folder", "model_revision", "source", "mask_var", "drug_key", *OF_MAPPING)
@@ -162,17 +162,18 @@ def records_of(path: str) -> dict[str, dict[str, Any]]:
         return {key: source.uns[key] for key in groups if "tahoe_version" in source.uns.group[key]}
 
 
-def mapped(source: str, gene_key: str | None, organism: str, output: str | None) -> str:
+def mapped(source: str, gene_key: str | None, organism: str, duplicates: str, output: str | None) -> str:
     """Report of a gene mapping, as text."""
     if output is not None:
         _check_folder(output)
     with open_source(source) as opened:
         try:
-            totals = _genes.usable_totals(choose_matrix(opened).totals)
+            totals = choose_matrix(opened).totals
         except InputError:  # names alone can still be mapped
             totals = None
         var = opened.var
-    mapping = _genes.map_genes(var, totals, gene_key=gene_key, organism=organism)
+        with looking_at_rows(opened, organism):
+            mapping = _genes.map_genes(var, totals, gene_key=gene_key, organism=organism, duplicates=duplicates)
     report = mapping.report
     table = pd.DataFrame({"genes": report["genes"]})
     if "counts" in report:
@@ -181,7 +182,8 @@ def mapped(source: str, gene_key: str | None, organism: str, output: str | None)
         genes = pd.DataFrame({"tahoe_gene": mapping.gene, "tahoe_match": mapping.match}, index=var.index)
         genes.to_csv(output, index_label="gene")
     lost = f"\nmost expressed of the lost: {', '.join(report['lost'])}" if report["lost"] else ""
-    return f"{table[table['genes'] > 0].to_string()}\n\n{report['summary']}{lost}"
+    against = f"\n{report['contradiction']}" if report["contradiction"] else ""
+    return f"{table[table['genes'] > 0].to_string()}\n\n{report['summary']}{lost}{against}"
 
 
 @contextmanager

@@ -50,6 +50,12 @@ class Source:
         """How many cells there are."""
         return self.obs.n_rows
 
+    @property
+    def obs_names(self) -> pd.Index:
+        """Names of the cells."""
+        with reading("the index of obs"):
+            return pd.Index(read_column(self.root["obs"], as_text(self.root["obs"].attrs["_index"])))
+
     @cached_property
     def var(self) -> pd.DataFrame:
         """The genes."""

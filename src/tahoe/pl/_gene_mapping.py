@@ -47,7 +47,8 @@ def gene_mapping(adata: AnnData, *, ax: Axes | None = None) -> Axes:
         message = 'adata.uns["tahoe_genes"] does not exist; call tahoe.pp.map_genes(adata) first'
         raise InputError(message)
     report = adata.uns["tahoe_genes"]
-    matches = [match for match in MATCHES if report["genes"][match]]  # a file gives the report back in another order
+    # a file gives the report back in another order, and one of an older version has fewer kinds of matches
+    matches = [match for match in MATCHES if report["genes"].get(match) and match != "modality"]
     if ax is None:
         from matplotlib import pyplot as plt
 

@@ -71,7 +71,10 @@ def gene_neighbors(
     column = int(np.argmax(adata.var_names == gene))
     vectors = np.asarray(adata.varm[slot])
     if np.isnan(vectors[column]).any():
-        message = f"gene={gene!r} has no vector in varm[{slot!r}]: no cell expresses it, or the model does not know it"
+        message = (
+            f"gene={gene!r} has no vector in varm[{slot!r}]: no cell expresses it, the model does not know it, or"
+            " another column has this gene"
+        )
         raise InputError(message)
     counts = f"{key}_n_cells"
     n_cells = np.asarray(adata.varm[counts])[:, number] if counts in adata.varm else None

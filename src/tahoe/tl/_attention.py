@@ -151,7 +151,7 @@ def attention(
     )
     record |= {} if groupby is None else {"groups": groups, "group_sizes": np.bincount(codes).tolist()}
     means = AttentionMeans(
-        inputs.column_tokens,
+        inputs.result_tokens,
         columns,
         codes,
         n_groups,

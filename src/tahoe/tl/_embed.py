@@ -55,7 +55,8 @@ def embed(
     ----------
     adata
         Annotated data matrix, cells × genes, human. In memory (array, CSR, CSC), backed (CSR or dense),
-        or lazy, as `anndata.experimental.read_lazy` gives it (CSR or dense).
+        or lazy, as `anndata.experimental.read_lazy` gives it (CSR or dense). Columns that are not gene expression by
+        ``adata.var["feature_types"]`` take no part.
     model
         ``"70m"``, ``"1b"`` or ``"3b"`` (downloaded once), ``"demo"`` (ships with the package, not for science), a
         folder in the released layout, or what `tahoe.load_model` gave.
@@ -129,8 +130,8 @@ def embed(
     >>> adata.obsm["X_tahoe"].shape[0] == adata.n_obs
     True
     """
-    check_key(adata, key_added, ("obsm", key_added))
     check_adata(adata)
+    check_key(adata, key_added, ("obsm", key_added))
     check_at_least(max_length=(max_length, 2), token_budget=(token_budget, 1))
     adata = to_change(adata, copy)
     inputs = read_inputs(

@@ -132,12 +132,12 @@ def embed_genes(
         )
         log.info("embedding genes in %d cells of %s", inputs.matrix.n_cells, inputs.matrix.slot)
         config = inputs.model.config
-        sums = GeneMeans(inputs.column_tokens, codes, len(groups), config.vocab_size, config.d_model)
+        sums = GeneMeans(inputs.result_tokens, codes, len(groups), config.vocab_size, config.d_model)
         inputs.aggregate(sums, max_length=max_length, seed=seed, token_budget=token_budget)
         means, n_cells = sums.result()
         varm = dict(zip(names, means, strict=True)) | {f"{key_added}_n_cells": n_cells.T}
     else:
-        varm = {key_added: _input_vectors(inputs.model, inputs.column_tokens)}
+        varm = {key_added: _input_vectors(inputs.model, inputs.result_tokens)}
     write(adata, varm=varm, uns={key_added: record}, mapping=inputs.mapping)
     return adata if copy else None
 

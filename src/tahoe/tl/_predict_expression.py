@@ -219,7 +219,7 @@ def _predict(
     n_entries = int(first.nnz / first.shape[0] * n_cells * (share or 1))
     what = f"{n_cells} cells with {first.nnz // first.shape[0]} genes each; take fewer cells, or ask with genes="
     check_fits((16 if share is None else 32) * n_entries, what)
-    columns, vocab_size = inputs.column_tokens, inputs.model.config.vocab_size
+    columns, vocab_size = inputs.result_tokens, inputs.model.config.vocab_size
     if share is None:
         return inputs.aggregate(ObservedPredictions(columns, vocab_size, decoder), **streaming).result(), {}
     hidden = HiddenPredictions(columns, vocab_size, decoder, share, streaming["seed"])
