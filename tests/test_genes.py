@@ -185,6 +185,138 @@ def test_names_that_are_no_genes_are_refused_with_the_cure(names, organism, cure
         map_genes(var(*names), None, organism=organism)
 
 
+# Each of them leaves the same genes as the clean names.
+DEBRIS = {
+    "end of a line": "{}\r",
+    "another end of a line": "{}\n",
+    "both": "{}\r\n",
+    "tab": "\t{}",
+    "blanks": " {}  ",
+    "no-break space": "{}\u00a0",
+    "narrow no-break space": "{}\u202f",
+    "ideographic space": "\u3000{}",
+    "zero-width space": "{}\u200b",
+    "byte-order mark": "\ufeff{}",
+    "byte-order mark in Latin-1": "ï»¿{}",
+    "byte-order mark in R": "X.U.FEFF.{}",
+    "no-break space in Latin-1": "{}Â\u00a0",
+    "direction": "\u202a{}\u202c",
+    "soft hyphen": "{}\u00ad",
+    "padding": "{}\0\0\0",
+    "quotes": '"{}"',
+    "doubled quotes": '""{}""',
+    "single quotes": "'{}'",
+    "one quote": "'{}",
+    "curly quotes": "“{}”",
+    "bytes": "b'{}'",
+    "bytes in double quotes": 'b"{}"',
+    "bytes with the end of a line": "b'{}\\r'",
+    "quoted bytes": "\"b'{}'\"",
+    "BD Rhapsody": "{}|NM_001234.5|Reference_end",
+    "BD Rhapsody by transcripts": "{}|ENST00000300692.8|Reference_end",
+    "BD Rhapsody in R": "{}.NM_001234.5.Reference_end",
+    "TCGA": "{}|7157",
+    "numbers first": "7157|{}",
+    "a bar with blanks": "{} | 7157",
+    "transcript first": "NM_001234.5|{}",
+    "end of a cell of a table": "{},",
+    "DepMap": "{} (7157)",
+    "two species": "HUMAN_{}",
+}
+
+
+@pytest.mark.parametrize("debris", DEBRIS)
+def test_debris_of_files_and_pipelines_leaves_the_same_genes(debris):
+    frame, totals = real("pbmc_scvi_2x200")
+    frame, totals = frame.iloc[::20], totals[::20]
+    clean = map_genes(frame, totals)
+    mapping = map_genes(frame.rename(index=DEBRIS[debris].format), totals)
+    np.testing.assert_array_equal(mapping.gene, clean.gene)
+    assert list(mapping.match) == list(clean.match)
+    assert mapping.report["annotation"] == clean.report["annotation"]
+
+
+@pytest.mark.parametrize("change", [str.encode, lambda name: np.bytes_(name)])
+def test_names_that_are_bytes(change):
+    frame, totals = real("pbmc_scvi_2x200")
+    frame, totals = frame.iloc[::20], totals[::20]
+    clean = map_genes(frame, totals)
+    as_bytes = frame.set_axis(pd.Index([change(name) for name in frame.index], dtype=object))
+    np.testing.assert_array_equal(map_genes(as_bytes, totals).gene, clean.gene)
+    numbered = pd.DataFrame({"symbol": as_bytes.index}, index=[str(place) for place in range(len(frame))])
+    mapping = map_genes(numbered, totals)
+    assert mapping.report["gene_key"] == "symbol"
+    np.testing.assert_array_equal(mapping.gene, clean.gene)
+
+
+@pytest.mark.parametrize(
+    ("name", "gene"),
+    [
+        ("HLA\u2013A", "ENSG00000206503"),  # a dash of a word processor
+        ("\uff23\uff24\uff13\uff25", "ENSG00000198851"),  # full-width letters
+        ("b'ENSG00000198851.3'", "ENSG00000198851"),
+        ("\uff25\uff2e\uff33\uff2700000198851", "ENSG00000198851"),
+        ("ENSG00000198851.3|CD3E|protein_coding", "ENSG00000198851"),
+        ("CD3E_ENSG00000198851\r", "ENSG00000198851"),
+        ("ENSG00000198851\tCD3E\tGene Expression", "ENSG00000198851"),
+        ("b'actb'", "ENSG00000075624"),
+        ("'7-Sep'", "ENSG00000122545"),
+        ("'HLA.A'", "ENSG00000206503"),
+        # antibodies of BD Rhapsody
+        ("CD4:SK3|CD4|AHS0032|pAbO", ""),
+        ("ITGAX|ITGAX|AHS0056|pAbO", ""),
+        ("?|100130426", ""),
+        ("|", ""),
+        ("b''", ""),
+        ("'", ""),
+        ("\u200b", ""),
+    ],
+)
+def test_what_is_left_of_a_name(name, gene):
+    assert resolve([name])[0][0] == gene
+
+
+def test_a_clean_name_goes_before_the_same_with_debris_only_by_counts():
+    assert list(map_genes(var("CD3E\r", "CD3E"), np.array([1, 2])).match) == ["duplicate", "symbol"]
+    assert list(map_genes(var("CD3E\r", "CD3E"), np.array([2, 1])).match) == ["symbol", "duplicate"]
+
+
+def test_a_message_shows_what_cannot_be_seen():
+    mapping = map_genes(var("CD3E", "nonsense\r"), np.array([1, 9]))
+    assert "lost: 'nonsense\\r'" in mapping.report["summary"]
+    assert mapping.report["lost"] == ["nonsense\r"]
+
+
+def ids_and_names(n: int = 200) -> pd.DataFrame:
+    frame, totals = real("pbmc_scvi_2x200")
+    frame = frame.iloc[:: len(frame) // n][:n]
+    mapping = map_genes(frame, totals[: len(frame)])
+    ids = [gene or f"none{place}" for place, gene in enumerate(mapping.gene)]
+    return frame.assign(gene_ids=ids, feature_types="Gene Expression")
+
+
+@pytest.mark.parametrize("share", [0.08, 0.5, 1.0])
+def test_ids_and_names_that_contradict_each_other_are_told(share):
+    frame = ids_and_names()
+    n_moved = int(share * len(frame))
+    frame["gene_ids"] = [*np.roll(frame["gene_ids"].iloc[:n_moved], 1), *frame["gene_ids"].iloc[n_moved:]]
+    told = map_genes(frame, None).report["contradiction"]
+    assert "gene_ids and var_names name different genes" in told or "var_names and gene_ids" in told
+    assert 'gene_key="var_names"' in told
+    assert 'gene_key="gene_ids"' in told
+    # whoever says which is right is not asked again
+    for key in ("gene_ids", "var_names"):
+        assert map_genes(frame, None, gene_key=key).report["contradiction"] == ""
+
+
+def test_ids_and_names_of_one_annotation_do_not_contradict_each_other():
+    frame = ids_and_names()
+    assert map_genes(frame, None).report["contradiction"] == ""
+    frame.iloc[:9, 0] = np.roll(frame.iloc[:9, 0], 1)  # a few may differ
+    assert map_genes(frame, None).report["contradiction"] == ""
+    assert map_genes(frame.assign(gene_ids=range(len(frame))), None).report["contradiction"] == ""
+
+
 def test_wrong_arguments_are_refused():
     with pytest.raises(InputError, match="organism='rat'"):
         map_genes(var("CD3E"), None, organism="rat")

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from tahoe._genes import map_genes, own_ids_first
+from tahoe._genes import are_genes, gene_columns, map_genes, own_ids_first, usable_totals
 from tahoe._matrix import in_memory, one_column
-from tahoe.errors import InputError, TahoeWarning
+from tahoe.errors import GeneError, InputError, TahoeWarning
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from tahoe._genes import GeneMapping
     from tahoe._matrix import Matrix
     from tahoe.model import TahoeModel
+
+# No annotation has so many: names of more cells are not looked at.
+MOST_GENES = 200_000
 
 
 def groups_of(adata: AnnData, groupby: str | None) -> tuple[np.ndarray, list[str]]:
@@ -153,52 +157,107 @@ def slot_names(key: str, groups: Sequence[str], groupby: str | None, *, taken: s
 
 def organism_of(adata: AnnData) -> str:
     """Whose genes the columns are, as far as an earlier mapping tells."""
+    return _asked_before(adata, "organism", "human")
+
+
+def _asked_before(adata: AnnData, name: str, default: str) -> str:
+    """What an earlier mapping was asked for."""
     report = adata.uns.get("tahoe_genes")
-    return report.get("organism", "human") if isinstance(report, Mapping) else "human"
+    return report.get(name, default) if isinstance(report, Mapping) else default
+
+
+def genes_are_rows(adata: AnnData, organism: str) -> str:
+    """Hint that the matrix lies on its side, "" if the cells do not have the names of genes."""
+    if adata.n_obs > MOST_GENES or not are_genes(adata.obs_names, organism):
+        return ""
+    return "adata.obs_names are the names of genes: the matrix has genes as rows; pass the transposed one, adata.T"
+
+
+@contextmanager
+def looking_at_rows(adata: AnnData, organism: str) -> Iterator[None]:
+    """Say with an error about the genes if the cells have their names."""
+    try:
+        yield
+    except GeneError as error:
+        hint = genes_are_rows(adata, organism)
+        if not hint:
+            raise
+        message = f"{error} {hint}"
+        raise GeneError(message) from error
 
 
 def mapped_genes(
-    adata: AnnData,
-    matrix: Matrix,
-    vocabulary: Container[str],
-    gene_key: str | None = None,
-    organism: str | None = None,
-) -> tuple[np.ndarray, GeneMapping | None]:
-    """Ensembl id of each column, and the mapping if it had to be made, to be written with the results.
+    adata: AnnData, matrix: Matrix, used: np.ndarray, **how: str | None
+) -> tuple[np.ndarray, np.ndarray, GeneMapping | None]:
+    """Ensembl id of each column, which columns are to be added to another one, and the mapping if it had to be made.
 
-    A mapping that is there is taken, unless `gene_key` or `organism` ask for another. It belongs to no model; the ids
-    are those for a model with this vocabulary.
+    A mapping that is there is taken, unless `how` asks for another by ``gene_key``, ``organism`` or ``duplicates``.
+    Only the `used` columns must be mapped in it, and they keep a gene before the others in a new one.
     """
+    asked = {name: value for name, value in how.items() if value is not None}
+    if "tahoe_gene" in matrix.var and not asked:
+        try:
+            return *_genes_as_mapped(matrix.var, used), None
+        except InputError:
+            if matrix.slot != "raw.X":  # which no call maps again
+                raise
+    totals = matrix.totals if usable_totals(matrix.totals) is not None else np.where(used, matrix.totals, 0)
+    asked = {"organism": organism_of(adata), "duplicates": _asked_before(adata, "duplicates", "best"), **asked}
+    with looking_at_rows(adata, asked["organism"]):
+        mapping = map_genes(matrix.var, totals, **asked, preferred=used)
+    mapping.report["counts_from"] = matrix.slot
+    if mapping.report["contradiction"]:
+        # mapped_genes, read_inputs, the verb, its caller
+        warnings.warn(mapping.report["contradiction"], TahoeWarning, stacklevel=4)
+    return mapping.gene, np.asarray(mapping.match == "summed"), mapping
+
+
+def genes_of_model(
+    adata: AnnData, matrix: Matrix, genes: np.ndarray, mapping: GeneMapping | None, vocabulary: Container[str]
+) -> np.ndarray:
+    """The gene of each column as one model knows it; `mapping` is the one that was just made, if it was."""
     match: Any
-    if "tahoe_gene" not in matrix.var or gene_key is not None or organism is not None:
-        mapping = map_genes(matrix.var, matrix.totals, gene_key=gene_key, organism=organism or organism_of(adata))
-        mapping.report["counts_from"] = matrix.slot
-        genes, match, key = mapping.gene, mapping.match, mapping.report["gene_key"]
-        written = None if matrix.slot == "raw.X" else mapping
+    if mapping is not None:
+        match, key = mapping.match, mapping.report["gene_key"]
     else:
-        genes, written = _mapping_there(matrix.var), None
-        report = adata.uns.get("tahoe_genes")
-        key = report.get("gene_key") if isinstance(report, Mapping) else "var_names"
+        key = _asked_before(adata, "gene_key", "var_names")
         # without it the mapping is the user's own, and taken as it is
         match = matrix.var.get("tahoe_match", None)
     names = matrix.var.index if key == "var_names" else matrix.var.get(key, None)
-    if match is not None and names is not None and names.ndim == 1:
-        genes = own_ids_first(genes, np.asarray(match, dtype=str), names, lambda: matrix.totals, vocabulary)
-    return genes, written
+    if match is None or names is None or names.ndim > 1:
+        return genes
+    return own_ids_first(genes, np.asarray(match, dtype=str), names, lambda: matrix.totals, vocabulary)
 
 
-def _mapping_there(var: pd.DataFrame) -> np.ndarray:
-    """Ensembl id of each column as an earlier mapping or a user says, "" where there is none."""
+def _genes_as_mapped(var: pd.DataFrame, used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The genes of an earlier mapping, and which columns it adds to another one of the same gene."""
     column = one_column(var, "tahoe_gene", "var")
-    genes = column.astype(object).where(column.notna(), "").astype(str)
-    twice = genes[(genes != "") & genes.duplicated()]
-    if len(twice):
+    again = 'call tahoe.pp.map_genes(adata) again, or pass duplicates="best" to tahoe.embed_file'
+    missing = int((column.isna() & used).sum())
+    if missing:
         message = (
-            f'var["tahoe_gene"] has {twice.iloc[0]} in several columns, as after anndata.concat(axis="var"); call'
-            " tahoe.pp.map_genes(adata) again, which settles which column keeps the gene"
+            f'var["tahoe_gene"] is missing for {missing} of {len(column)} genes, as after anndata.concat(join="outer");'
+            f" {again}. A column that is to have no gene has an empty string, ''"
         )
         raise InputError(message)
-    return genes.to_numpy(dtype=object)
+    genes = column.astype(object).where(column.notna(), "").astype(str)
+    elsewhere = ~gene_columns(var).are_genes & (genes != "")
+    if not set(genes[elsewhere]) <= set(genes[used]):
+        message = (
+            f'var["tahoe_gene"] has genes for {elsewhere.sum()} columns that are not gene expression, as if they had'
+            f" been mapped before that was known; {again}"
+        )
+        raise InputError(message)
+    summed = np.asarray(var["tahoe_match"] == "summed") if "tahoe_match" in var else np.zeros(len(var), dtype=bool)
+    own = genes[used & ~summed & (genes != "")]
+    twice = own[own.duplicated()]
+    if len(twice):
+        message = (
+            f'var["tahoe_gene"] has {twice.iloc[0]} in several columns, as after anndata.concat(axis="var"); {again}:'
+            ' that settles which column keeps the gene. duplicates="sum" adds them up'
+        )
+        raise InputError(message)
+    return genes.to_numpy(dtype=object), summed
 
 
 def write(

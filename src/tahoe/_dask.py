@@ -146,7 +146,7 @@ class Recipe:
 
     def _checked(self, blocks: Iterator[sparse.csr_array]) -> Iterator[sparse.csr_array]:
         for block in blocks:
-            check_values(block, self.slot, lambda: NO_REMEDY)
+            check_values(block, self.column_tokens >= 0, self.slot, lambda: NO_REMEDY)
             yield block
 
 

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from tahoe._adata import check_name
 from tahoe._dask import Recipe, cluster
 from tahoe._inputs import Inputs, check_at_least, read_inputs
+from tahoe._objects import check_path
 from tahoe._rows import row_blocks
 from tahoe._source import identity, open_source
 from tahoe._store import Store
@@ -43,6 +44,7 @@ def embed_file(
     mask_var: str | None = None,
     gene_key: str | None = None,
     organism: str | None = None,
+    duplicates: str | None = None,
     drug_key: str | None = None,
     drugs: str | os.PathLike[str] | Mapping[str, int] | None = None,
     max_length: int = 2048,
@@ -78,8 +80,8 @@ def embed_file(
         Column of ``var`` that says which genes to use.
     layer, use_raw, drug_key, drugs, max_length, min_coverage, normalize, seed
         As for `tahoe.tl.embed`.
-    gene_key, organism
-        As for `tahoe.pp.map_genes`. If neither is given, genes that `source` has mapped already are taken as they are.
+    gene_key, organism, duplicates
+        As for `tahoe.pp.map_genes`. If none is given, genes that `source` has mapped already are taken as they are.
     key_added
         Where in ``obsm`` of the store the vectors go.
     columns
@@ -132,6 +134,8 @@ def embed_file(
     >>> anndata.read_zarr(f"{folder}/embedded.zarr").obsm["X_tahoe"].shape
     (50, 96)
     """
+    check_path("source", source)
+    check_path("output", output)
     check_name(key_added)
     check_at_least(max_length=(max_length, 2), token_budget=(token_budget, 1), shard_cells=(shard_cells, 1))
     _check_output(Path(output), stored_dtype)
@@ -145,6 +149,7 @@ def embed_file(
             min_coverage=min_coverage,
             gene_key=gene_key,
             organism=organism,
+            duplicates=duplicates,
             drug_key=drug_key,
             drugs=drugs,
             device=device,
@@ -160,10 +165,12 @@ def embed_file(
         record["source"] = work.source
         record |= {} if gene_key is None else {"gene_key": gene_key}
         record |= {} if organism is None else {"organism": organism}
+        record |= {} if duplicates is None else {"duplicates": duplicates}
         try:
             store.begin(_fingerprint(work, inputs, record), resume)
+            store.describe(opened, _var(inputs, columns), _uns(inputs, key_added, record), columns)
             work.all(inputs.client)
-            n_empty = store.finish(opened, _var(inputs, columns), _uns(inputs, key_added, record), columns)
+            n_empty = store.finish()
         except OSError as error:
             raise InputError(_cannot_write(error, store)) from error
     if n_empty:
@@ -257,6 +264,8 @@ def _var(inputs: Inputs, columns: bool) -> pd.DataFrame:
     var = inputs.matrix.var
     mapped = [name for name in ("tahoe_gene", "tahoe_match") if name in var]
     var = var.copy() if columns else var[mapped].copy()
+    # no key of a store may have a slash
+    var.index.name = None if var.index.name is None else str(var.index.name).replace("/", "_")
     if inputs.mapping is not None:
         var["tahoe_gene"], var["tahoe_match"] = inputs.mapping.gene, inputs.mapping.match
     return var

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tahoe._gene_debris import tidied
 from tahoe._gene_table import AMBIGUOUS, ENSEMBL, MATCHES, ORTHOLOG, RETIRED, SYMBOL, UNMAPPED, GeneTable, load_table
 
 # A stage of repair weighs more than any tier: a name that stands in the table as it is beats every repaired one.
@@ -18,8 +19,8 @@ ENSEMBL_ID = re.compile(r"(ENS(?:MUS)?G)(R?)(\d{10,11})(?:\.\d+)?(_PAR_Y)?", re.
 EMBEDDED_ID = re.compile(r"(?<![A-Z0-9])(ENS(?:MUS)?G\d{11})(?!\d)", re.IGNORECASE)
 # Genomes that stand before the names in mixed experiments; the other organism's genes are not ours.
 PREFIX = {
-    "human": re.compile(r"(?:GRCh3[78]|hg19|hg38|gene)[_:-]+", re.IGNORECASE),
-    "mouse": re.compile(r"(?:GRCm3[89]|mm10|mm39|gene)[_:-]+", re.IGNORECASE),
+    "human": re.compile(r"(?:GRCh3[78]|hg19|hg38|human|gene)[_:-]+", re.IGNORECASE),
+    "mouse": re.compile(r"(?:GRCm3[89]|mm10|mm39|mouse|gene)[_:-]+", re.IGNORECASE),
 }
 CHROMOSOME_SUFFIX = re.compile(r"__chr\w+$", re.IGNORECASE)
 # What pandas, scanpy and R append when a name occurs again: TMBIM4-1, UQCR11.1.
@@ -59,6 +60,10 @@ def resolve_names(names: np.ndarray, organism: str, *, repair: bool = True) -> R
     table = load_table(organism)
     n_names = len(names)
     rows = table.find(names)
+    strange = np.flatnonzero(rows < 0)
+    names = names.copy()
+    names[strange] = [tidied(name) for name in names[strange]]
+    rows[strange] = table.find(names[strange])
     resolved = Resolved(
         genes=np.zeros(n_names, dtype=np.int64),
         tiers=np.full(n_names, UNMAPPED, dtype=np.int8),
@@ -145,7 +150,7 @@ WITHOUT_SUFFIX = 5
 
 def _spellings(name: str, organism: str) -> tuple[str, ...]:
     """What a name may have been before files and tools changed it, the likeliest first; "" for nothing new."""
-    clean = CHROMOSOME_SUFFIX.sub("", PREFIX[organism].sub("", name.strip(" \t\"'"), count=1))
+    clean = CHROMOSOME_SUFFIX.sub("", PREFIX[organism].sub("", name, count=1))
     base = UNIQUE_SUFFIX.sub("", clean)
     tried = (name, clean, _dashed(clean), _clone(clean), _undated(clean), base, _dashed(base), _clone(base))
     return tuple(spelling if spelling not in tried[:position] else "" for position, spelling in enumerate(tried))

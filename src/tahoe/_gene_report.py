@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from tahoe._gene_table import MATCHES, load_table
+from tahoe._gene_table import MATCHES, MODALITY, load_table
 from tahoe.errors import GeneError, TahoeWarning
 
 if TYPE_CHECKING:
@@ -29,13 +29,19 @@ PROBE = re.compile(r".+_(?:[asx]_)?at|ILMN_\d+|A_\d+_P\d+|cg\d{8}|AFFX.*")
 
 
 def describe(
-    names: np.ndarray, gene: np.ndarray, tiers: np.ndarray, totals: np.ndarray | None, **origin: str
+    names: np.ndarray,
+    gene: np.ndarray,
+    tiers: np.ndarray,
+    totals: np.ndarray | None,
+    *,
+    n_left_out: int = 0,
+    **origin: str,
 ) -> dict[str, Any]:
     """Everything about the mapping that goes into ``uns``: plain values only, so that it can be written to disk.
 
-    `origin` holds organism, gene_key and annotation: what the names are.
+    `origin` says what the names are and what was done with the columns; `n_left_out` columns are beside the genes.
     """
-    known = _isin(gene, _model_genes())
+    known = in_released_vocabulary(gene)
     report: dict[str, Any] = {
         **origin,
         "n_genes": len(names),
@@ -44,6 +50,7 @@ def describe(
         "genes": {match: int(number) for match, number in _by_match(tiers, np.ones(len(names)))},
         "genes_in_vocabulary": {match: int(number) for match, number in _by_match(tiers, known)},
     }
+    report["genes"][MATCHES[MODALITY]] = n_left_out
     if totals is not None:
         # Summed before they are divided: sums of counts are exact, whatever the order of the columns.
         total = totals.sum()
@@ -69,6 +76,11 @@ def _model_genes() -> pd.Index:
     return pd.Index([f"ENSG{gene:011d}" for gene in load_table("human").vocabulary.tolist()], dtype=object)
 
 
+def in_released_vocabulary(genes: np.ndarray) -> np.ndarray:
+    """Which of some Ensembl ids the released models know."""
+    return _isin(genes, _model_genes())
+
+
 def _isin(genes: np.ndarray, known: Collection[str]) -> np.ndarray:
     return pd.Index(genes, dtype=object).isin(known if isinstance(known, pd.Index) else list(known))  # numpy's is slow
 
@@ -82,6 +94,11 @@ def _lost(names: np.ndarray, lost: np.ndarray, totals: np.ndarray | None) -> lis
     return [str(name) for name in names[places[:N_LOST]]]
 
 
+def printable(name: str) -> str:
+    """A name for a message, in which an end of a line would look like nothing."""
+    return name if name.isprintable() else repr(name)
+
+
 def _summary(report: dict[str, Any]) -> str:
     """One line for the log."""
     text = f"{report['n_in_vocabulary']:,} of {report['n_genes']:,} genes"
@@ -90,7 +107,9 @@ def _summary(report: dict[str, Any]) -> str:
     tiers = ", ".join(f"{match} {number:,}" for match, number in report["genes"].items() if number)
     text += f" are in the vocabulary of the released models, by {report['gene_key']} ({tiers})"
     if report["lost"]:
-        text += f"; lost: {', '.join(report['lost'][:5])}"
+        text += f"; lost: {', '.join(map(printable, report['lost'][:5]))}"
+    if report["left_out"]:
+        text += f". {report['left_out']}"
     return f"{text}. {report['hint']}".strip()
 
 
@@ -201,7 +220,7 @@ def check_coverage(
     )
     message = (
         f"the model knows {found['n_in_vocabulary']} of {len(gene)} genes, which hold {share:.1%} of the {what};"
-        f" it does not know {', '.join(found['lost'][:10]) or 'the others'}. {hint}"
+        f" it does not know {', '.join(map(printable, found['lost'][:10])) or 'the others'}. {hint}"
     )
     if not known.any() or (usable is not None and share < refuse_below):
         raise GeneError(message)

@@ -11,9 +11,12 @@ import numpy as np
 import pandas as pd
 
 # How a column was matched. The position in this tuple is the code in the table and in all arrays of tiers, and the
-# first five run from the most to the least certain.
-MATCHES = ("ensembl", "symbol", "previous", "alias", "retired", "ortholog", "ambiguous", "duplicate", "unmapped")
-ENSEMBL, SYMBOL, PREVIOUS, ALIAS, RETIRED, ORTHOLOG, AMBIGUOUS, DUPLICATE, UNMAPPED = range(len(MATCHES))
+# first five run from the most to the least certain. The last two are said of columns, not of names.
+MATCHES = (
+    *("ensembl", "symbol", "previous", "alias", "retired", "ortholog", "ambiguous", "duplicate", "unmapped"),
+    *("summed", "modality"),
+)
+ENSEMBL, SYMBOL, PREVIOUS, ALIAS, RETIRED, ORTHOLOG, AMBIGUOUS, DUPLICATE, UNMAPPED, SUMMED, MODALITY = range(11)
 
 
 @dataclass(frozen=True)

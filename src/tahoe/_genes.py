@@ -9,17 +9,41 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from tahoe._gene_columns import gene_columns
+from tahoe._gene_debris import as_text
 from tahoe._gene_names import Resolved, find_id, resolve_names
-from tahoe._gene_report import check_coverage, describe, refuse_unknown, usable_totals
-from tahoe._gene_table import AMBIGUOUS, DUPLICATE, ENSEMBL, MATCHES, load_table
-from tahoe.errors import InputError
+from tahoe._gene_report import (
+    FEW_GENES,
+    check_coverage,
+    describe,
+    in_released_vocabulary,
+    refuse_unknown,
+    usable_totals,
+)
+from tahoe._gene_table import AMBIGUOUS, DUPLICATE, ENSEMBL, MATCHES, MODALITY, SUMMED, load_table
+from tahoe.errors import GeneError, InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container
 
-__all__ = ["MATCHES", "GeneMapping", "check_coverage", "map_genes", "own_ids_first", "resolve", "usable_totals"]
+__all__ = [
+    "FEW_GENES",
+    "MATCHES",
+    "GeneMapping",
+    "are_genes",
+    "check_coverage",
+    "gene_columns",
+    "in_released_vocabulary",
+    "map_genes",
+    "own_ids_first",
+    "resolve",
+    "usable_totals",
+]
 
 ORGANISMS = ("human", "mouse")
+DUPLICATES = ("best", "sum")
+# Names and ids of one annotation differ in less than one gene of a hundred.
+CONTRADICTION, LEAST_CONTRADICTIONS = 0.05, 10
 logger = logging.getLogger(__name__)
 
 
@@ -36,14 +60,20 @@ class GeneMapping:
 
 
 def map_genes(
-    var: pd.DataFrame, totals: np.ndarray | None, *, gene_key: str | None = None, organism: str = "human"
+    var: pd.DataFrame,
+    totals: np.ndarray | None,
+    *,
+    gene_key: str | None = None,
+    organism: str = "human",
+    duplicates: str = "best",
+    preferred: np.ndarray | None = None,
 ) -> GeneMapping:
     """Find the Ensembl gene of each row of `var`.
 
     Parameters
     ----------
     var
-        The genes, as in ``adata.var``.
+        The genes, as in ``adata.var``. Rows that are another modality (see `gene_columns`) take no part.
     totals
         Sum of each gene over all cells, or `None`. They settle which of several columns keeps a gene, and give the
         shares of counts in the report; negative or missing values are left out of account.
@@ -51,26 +81,52 @@ def map_genes(
         Column of `var` with the identifiers; `None` takes the index or the column that most genes resolve with.
     organism
         ``"human"``, or ``"mouse"`` to go through orthologs.
+    duplicates
+        What becomes of several columns of one gene: ``"best"`` leaves it to one of them, with ``"sum"`` the others are
+        to be added to that one.
+    preferred
+        Which columns keep a gene before all others do, whatever they are called.
 
     Raises
     ------
     tahoe.errors.InputError
-        If `organism` is unknown or `gene_key` is not a column.
+        If `organism` or `duplicates` is unknown, or `gene_key` is not a column.
     tahoe.errors.GeneError
         If not a single gene is found.
     """
-    key, names, resolved = _choose_names(var, gene_key, organism)
-    usable = usable_totals(totals)
-    tiers = _settle_duplicates(resolved, names, np.zeros(len(names)) if usable is None else usable)
-    if not (resolved.genes[tiers < AMBIGUOUS] > 0).any():
+    _check_arguments(var, gene_key, organism, duplicates)
+    columns = gene_columns(var)
+    inside = np.flatnonzero(columns.are_genes)
+    if not len(inside):
+        message = f"{columns.left_out}; pass the AnnData or the modality with the RNA"
+        raise GeneError(message)
+    key, names, resolved, contradiction = _choose_names(var.iloc[inside], gene_key, organism)
+    usable = usable_totals(None if totals is None else np.asarray(totals)[inside])
+    first = columns.are_told if preferred is None else columns.are_told & preferred
+    tiers = _settle_duplicates(
+        resolved, names, np.zeros(len(names)) if usable is None else usable, first[inside], duplicates
+    )
+    has_gene = (tiers < AMBIGUOUS) | (tiers == SUMMED)
+    if not (resolved.genes[has_gene] > 0).any():
         refuse_unknown(names, organism, key)
-    gene = _as_ids(np.where(tiers < AMBIGUOUS, resolved.genes, 0))
-    match = pd.Categorical(np.array(MATCHES, dtype=object)[tiers], categories=list(MATCHES))
+    gene = _as_ids(np.where(has_gene, resolved.genes, 0))
     annotations = load_table(organism).annotations
     annotation = annotations[resolved.annotation] if resolved.annotation is not None else ""
-    report = describe(names, gene, tiers, usable, organism=organism, gene_key=key, annotation=annotation)
+    report = describe(
+        *(names, gene, tiers, usable),
+        n_left_out=len(var) - len(inside),
+        organism=organism,
+        gene_key=key,
+        annotation=annotation,
+        duplicates=duplicates,
+        left_out=columns.left_out,
+        contradiction=contradiction,
+    )
     logger.info("%s", report["summary"])
-    return GeneMapping(gene, match, report)
+    all_genes, all_tiers = np.full(len(var), "", dtype=object), np.full(len(var), MODALITY)
+    all_genes[inside], all_tiers[inside] = gene, tiers
+    match = pd.Categorical(np.array(MATCHES, dtype=object)[all_tiers], categories=list(MATCHES))
+    return GeneMapping(all_genes, match, report)
 
 
 def resolve(names: Any, organism: str = "human") -> tuple[np.ndarray, np.ndarray]:
@@ -110,7 +166,7 @@ def own_ids_first(
     names = as_strings(names)
     by_hand = (genes == "") != np.isin(match, MATCHES[AMBIGUOUS:])
     taken, own = set(genes), {}
-    for place in np.flatnonzero((match != MATCHES[ENSEMBL]) & ~by_hand):
+    for place in np.flatnonzero((match != MATCHES[ENSEMBL]) & (match != MATCHES[MODALITY]) & ~by_hand):
         found = find_id(names[place])
         if found and found[0] in vocabulary and found[0] not in taken:
             own[place] = found
@@ -127,8 +183,17 @@ def own_ids_first(
     return genes
 
 
-def _choose_names(var: pd.DataFrame, gene_key: str | None, organism: str) -> tuple[str, np.ndarray, Resolved]:
-    """The identifiers to go by, where they lie, and what they mean."""
+def are_genes(names: Any, organism: str) -> bool:
+    """Whether most of some names, of which a sample is looked at, are names of genes."""
+    sample = as_strings(names[:: max(1, len(names) // 1000)])
+    resolved = resolve_names(sample, organism, repair=False)
+    return len(sample) > 0 and bool((resolved.genes > 0).mean() > 0.5)
+
+
+def _check_arguments(var: pd.DataFrame, gene_key: str | None, organism: str, duplicates: str) -> None:
+    if duplicates not in DUPLICATES:
+        message = f"duplicates={duplicates!r} is not known; it can be {' or '.join(map(repr, DUPLICATES))}"
+        raise InputError(message)
     if organism not in ORGANISMS:
         message = f"organism={organism!r} is not known; it can be {' or '.join(map(repr, ORGANISMS))}"
         raise InputError(message)
@@ -139,6 +204,10 @@ def _choose_names(var: pd.DataFrame, gene_key: str | None, organism: str) -> tup
     if gene_key is not None and var.columns.tolist().count(gene_key) > 1:
         message = f"gene_key={gene_key!r} is the name of several columns of adata.var; rename or drop all but one"
         raise InputError(message)
+
+
+def _choose_names(var: pd.DataFrame, gene_key: str | None, organism: str) -> tuple[str, np.ndarray, Resolved, str]:
+    """The identifiers to go by, where they lie, what they mean, and what speaks against them."""
     var = var.loc[:, ~var.columns.duplicated(keep=False)]
     if gene_key is not None and gene_key != "var_names":
         options = {gene_key: var[gene_key]}
@@ -149,15 +218,31 @@ def _choose_names(var: pd.DataFrame, gene_key: str | None, organism: str) -> tup
             named = [key for key in var.columns if key != "var_names" and _may_name_genes(str(key), var[key])]
             options |= {str(key): var[key] for key in named}
     names = {key: as_strings(column) for key, column in options.items()}
-    key = next(iter(names))
+    key, exact = next(iter(names)), {}
     if len(names) > 1:
+        exact = {key: resolve_names(names[key], organism, repair=False) for key in names}
+        key = max(names, key=lambda key: _genes_of_models(exact[key]))  # the first of several: var_names
         # Exact names usually tell; only where they find little is each column worth the repairs.
-        for repair in (False, True):
-            found = {key: _genes_of_models(resolve_names(names[key], organism, repair=repair)) for key in names}
-            key = max(found, key=found.__getitem__)  # the first of several: var_names
-            if found[key] > len(var) / 2:
-                break
-    return key, names[key], resolve_names(names[key], organism)
+        if _genes_of_models(exact[key]) <= len(var) / 2:
+            key = max(names, key=lambda key: _genes_of_models(resolve_names(names[key], organism)))
+    resolved = resolve_names(names[key], organism)
+    against = (_contradiction(key, resolved, other, exact[other], names) for other in exact if other != key)
+    return key, names[key], resolved, next(filter(None, against), "")
+
+
+def _contradiction(key: str, resolved: Resolved, other: str, others: Resolved, names: dict[str, np.ndarray]) -> str:
+    """Say that two columns of names mean different genes too often, "" if they do not."""
+    both = (resolved.genes > 0) & (others.genes > 0)
+    differ = np.flatnonzero(both & (resolved.genes != others.genes))
+    if len(differ) < max(LEAST_CONTRADICTIONS, CONTRADICTION * both.sum()):
+        return ""
+    first = differ[0]
+    return (
+        f"{key} and {other} name different genes in {len(differ):,} of {both.sum():,} rows of var (in one,"
+        f" {names[key][first]!r} and {names[other][first]!r}), as if one of them was in another order; {key} was taken."
+        f' Look which one is right, and call tahoe.pp.map_genes(adata, gene_key="{other}"), or gene_key="{key}" to'
+        " keep it"
+    )
 
 
 def _may_name_genes(key: str, column: pd.Series) -> bool:
@@ -169,15 +254,14 @@ def _may_name_genes(key: str, column: pd.Series) -> bool:
         return False
     present = column.dropna()
     # lists and other objects are no names, and cannot be counted
-    if not all(isinstance(name, str) for name in present):
+    if not all(isinstance(name, str | bytes) for name in present):
         return False
     return present.nunique() > len(column) / 2
 
 
 def as_strings(values: Any) -> np.ndarray:
     """Names as an array of Python strings, "" where one is missing."""
-    array = np.array(values, dtype=object)
-    return np.array([name if isinstance(name, str) else "" if pd.isna(name) else str(name) for name in array], object)
+    return np.array([as_text(name) for name in np.array(values, dtype=object)], dtype=object)
 
 
 def _genes_of_models(resolved: Resolved) -> int:
@@ -185,16 +269,27 @@ def _genes_of_models(resolved: Resolved) -> int:
     return int(np.isin(load_table("human").vocabulary, resolved.genes).sum())
 
 
-def _settle_duplicates(resolved: Resolved, names: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Tiers in which only one column keeps each gene: the most certain one, then the one with most counts."""
+def _settle_duplicates(
+    resolved: Resolved, names: np.ndarray, weights: np.ndarray, first: np.ndarray, duplicates: str
+) -> np.ndarray:
+    """Tiers in which only one column keeps each gene: the most certain one, then the one with most counts.
+
+    Those of `first` go before the others, and are never added to them nor they to those.
+    """
     tiers = resolved.tiers.copy()
     places = np.flatnonzero(resolved.genes > 0)
     _, group, sizes = np.unique(resolved.genes[places], return_inverse=True, return_counts=True)
     places, group = places[sizes[group] > 1], group[sizes[group] > 1]
     # Names break what ties remain, so that the order of the columns says nothing.
-    order = np.lexsort((names[places].astype(str), -weights[places], resolved.certainty[places], group))
+    ranks = (names[places].astype(str), -weights[places], resolved.certainty[places], ~first[places], group)
+    order = np.lexsort(ranks)
     places, group = places[order], group[order]
-    tiers[places[1:][group[1:] == group[:-1]]] = DUPLICATE
+    keeps = np.diff(group, prepend=-1) > 0
+    winners = places[keeps][np.cumsum(keeps) - 1]
+    alike = first[places] == first[winners]
+    tiers[places[~keeps]] = DUPLICATE
+    if duplicates == "sum":
+        tiers[places[~keeps & alike]] = SUMMED
     return tiers
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tahoe._adata import drugs_of, mapped_genes, organism_of, provenance
+from tahoe._adata import drugs_of, genes_of_model, looking_at_rows, mapped_genes, organism_of, provenance
 from tahoe._aggregate import aggregate
+from tahoe._columns import one_column_each, used_columns, warn_of_better, warn_of_sums
 from tahoe._dask import ModelReference, Recipe, aggregate_on_workers, cluster, settled_on
 from tahoe._engine import Stream
-from tahoe._genes import as_strings, check_coverage
-from tahoe._matrix import Matrix, check_values, choose_matrix, selected_genes
+from tahoe._genes import as_strings, check_coverage, in_released_vocabulary
+from tahoe._matrix import Matrix, choose_matrix
 from tahoe.errors import InputError
 from tahoe.model import TahoeModel, load_model
 from tahoe.model.checkpoint import read_drugs
+from tahoe.model.hub import RELEASES
 from tahoe.settings import settings
 
 if TYPE_CHECKING:
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
     from tahoe._genes import GeneMapping
 
 
+log = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True)
 class Inputs:
     """A matrix that was checked, the model that is to read it, and the token of each of its columns."""
@@ -38,7 +44,10 @@ class Inputs:
     matrix: Matrix
     model: TahoeModel
     column_tokens: np.ndarray
-    """Token id of each column, -1 where the model does not know it or it was not selected."""
+    """Token id of each column, -1 where the model does not know it or it was not selected. Columns that are to be added
+    up have the same one."""
+    result_columns: np.ndarray
+    """For each column the one at which the results of its gene stand: mostly itself, -1 without a token."""
     mapping: GeneMapping | None
     """The gene mapping, if it was made here and is to be written with the results."""
     parameters: dict[str, Any]
@@ -53,7 +62,7 @@ class Inputs:
     def stream(self, *, max_length: int, seed: int, token_budget: int | None) -> Stream:
         """The cells, to be read once."""
         return Stream(
-            self.matrix.checked_blocks(),
+            self.matrix.checked_blocks(self.column_tokens >= 0),
             self.column_tokens,
             self.matrix.n_cells,
             max_length,
@@ -73,17 +82,26 @@ class Inputs:
             return aggregate(self.model, self.stream(**parameters), accumulator)
         return aggregate_on_workers(self.client, self.matrix.values, self.recipe(**parameters), accumulator)
 
+    @property
+    def result_tokens(self) -> np.ndarray:
+        """Token id of each column at which results are to stand: each token once, -1 elsewhere."""
+        return np.where(self.result_columns == np.arange(len(self.result_columns)), self.column_tokens, -1)
+
     def expressed(self, columns: np.ndarray) -> np.ndarray:
-        """Those of the columns that the model knows and any cell expresses."""
-        present = ((self.column_tokens >= 0) & self.matrix.expressed())[columns]
-        if not present.any():
+        """Where the results of these columns stand, of those that the model knows and any cell expresses."""
+        with_token = np.flatnonzero(self.column_tokens >= 0)
+        expressed = np.zeros(len(self.column_tokens), dtype=bool)
+        expressed[self.result_columns[with_token[self.matrix.expressed()[with_token]]]] = True
+        asked = np.unique(self.result_columns[columns])
+        present = asked[(asked >= 0) & expressed[asked]]
+        if not len(present):
             message = "none of these genes is known to the model and expressed in any cell; choose others"
             raise InputError(message)
-        return columns[present]
+        return present
 
     def record(self, **parameters: Any) -> dict[str, Any]:
         """Provenance of a result, for ``uns``."""
-        n_known = int((self.column_tokens >= 0).sum())
+        n_known = int((self.result_tokens >= 0).sum())
         record = provenance(self.model, self.matrix, **self.parameters, **parameters, n_genes_in_vocabulary=n_known)
         return record | self.reference.where()
 
@@ -98,6 +116,7 @@ def read_inputs(
     min_coverage: float = 0.5,
     gene_key: str | None = None,
     organism: str | None = None,
+    duplicates: str | None = None,
     drug_key: str | None = None,
     drugs: str | os.PathLike[str] | Mapping[str, int] | None = None,
     device: str | torch.device | None = None,
@@ -113,34 +132,51 @@ def read_inputs(
     one, or if the matrix is lazy and there is one.
     """
     matrix = choose_matrix(adata, layer=layer, use_raw=use_raw)
-    used = selected_genes(matrix, mask_var)
-    if whole:
-        check_values(next(matrix.blocks()), matrix.slot, matrix.remedy)
+    used, left_out = used_columns(matrix, mask_var)
+    first = next(matrix.blocks()) if whole else None
+    genes, summed, mapping = mapped_genes(
+        adata, matrix, used, gene_key=gene_key, organism=organism, duplicates=duplicates
+    )
+    if mapping is None and left_out:
+        log.info("%s", left_out)
+    if first is not None and isinstance(model, str) and model in RELEASES:  # it may have to be downloaded
+        matrix.check(first, used & in_released_vocabulary(genes))
     loaded = load_model(model, device=device, dtype=dtype, attention=attention)
     if isinstance(model, TahoeModel):
         device, dtype, attention = loaded.device, loaded.dtype, loaded.attention
     else:
         device, dtype = device or settings.device, dtype or settings.dtype
     drug_ids = read_drug_ids(adata, loaded, drug_key, drugs)
-    genes, mapping = mapped_genes(adata, matrix, loaded.vocabulary, gene_key, organism)
-    names = as_strings(matrix.var.index)
-    parameters = {"mask_var": _told(mask_var), "min_coverage": min_coverage, "drug_key": drug_key}
-    if whole:
-        coverage = check_coverage(
-            genes[used],
-            matrix.totals[used],
-            loaded.vocabulary.genes,
-            names=names[used],
-            organism=organism or organism_of(adata),
-            refuse_below=min_coverage,
-        )
-        parameters["share_in_vocabulary"] = coverage.get("share_in_vocabulary")
+    genes = genes_of_model(adata, matrix, genes, mapping, loaded.vocabulary)
     column_tokens = np.where(used, loaded.vocabulary.tokens_of(genes), -1)
+    result_columns = one_column_each(column_tokens, summed)
+    adds_up = (column_tokens >= 0).sum() > (result_columns == np.arange(len(result_columns))).sum()
+    parameters: dict[str, Any] = {
+        "mask_var": _told(mask_var),
+        "min_coverage": min_coverage,
+        "drug_key": drug_key,
+        "left_out": left_out or None,
+        "duplicates": "sum" if adds_up else None,
+    }
+    if first is not None:
+        matrix.check(first, column_tokens >= 0)
+        warn_of_sums(first, matrix.slot, result_columns)
+        warn_of_better(matrix, column_tokens >= 0)
+        with looking_at_rows(adata, organism or organism_of(adata)):
+            coverage = check_coverage(
+                genes[used],
+                matrix.totals[used],
+                loaded.vocabulary.genes,
+                names=as_strings(matrix.var.index)[used],
+                organism=organism or organism_of(adata),
+                refuse_below=min_coverage,
+            )
+        parameters["share_in_vocabulary"] = coverage.get("share_in_vocabulary")
     reference = ModelReference.to(loaded, device=device, dtype=dtype, attention=attention)
     if client is None and whole and matrix.is_lazy:
         client = cluster()
     reference = reference.settled() if client is None else settled_on(client, reference)
-    return Inputs(matrix, loaded, column_tokens, mapping, parameters, reference, client, drug_ids)
+    return Inputs(matrix, loaded, column_tokens, result_columns, mapping, parameters, reference, client, drug_ids)
 
 
 def _told(mask_var: str | np.ndarray | None) -> str | None:

@@ -49,11 +49,15 @@ class Matrix:
         """Walk rows in order, a few at a time, as canonical CSR in float32: no duplicates, no stored zeros."""
         return row_blocks(self._by_rows, start, self.n_cells if stop is None else stop)
 
-    def checked_blocks(self, start: int = 0, stop: int | None = None) -> Iterator[sparse.csr_array]:
-        """Walk as `blocks` does, and refuse the first block with values that will not do."""
+    def checked_blocks(self, used: np.ndarray, start: int = 0, stop: int | None = None) -> Iterator[sparse.csr_array]:
+        """Walk as `blocks` does, and refuse the first block with values in the used columns that will not do."""
         for block in self.blocks(start, stop):
-            check_values(block, self.slot, self.remedy)
+            self.check(block, used)
             yield block
+
+    def check(self, block: sparse.csr_array, used: np.ndarray) -> None:
+        """Refuse rows whose values in the used columns will not do."""
+        check_values(block, used, self.slot, lambda: self.remedy(used))
 
     @cached_property
     def _by_rows(self) -> Any:
@@ -86,10 +90,10 @@ class Matrix:
             seen[block.indices] = True
         return seen
 
-    def remedy(self) -> str:
+    def remedy(self, used: np.ndarray | None = None) -> str:
         """Say which other matrix would do, by a look at the first rows of each."""
         for matrix, how in _others(self):
-            if _would_do(matrix):
+            if _would_do(matrix, used if matrix.slot != "raw.X" else None):
                 return f"{matrix.slot} would do: {how}."
         return NO_REMEDY
 
@@ -177,9 +181,12 @@ def _refuse_columns(matrix: Matrix) -> None:
         raise InputError(message)
 
 
-def check_values(block: sparse.csr_array, slot: str, remedy: Callable[[], str]) -> None:
-    """Refuse values whose order within a cell no longer says how much of each gene was measured."""
-    seen = fault(block)
+def check_values(block: sparse.csr_array, used: np.ndarray, slot: str, remedy: Callable[[], str]) -> None:
+    """Refuse values whose order within a cell no longer says how much of each gene was measured.
+
+    Only those of the used columns, one boolean for each: others may hold anything.
+    """
+    seen = fault(block, used)
     if seen:
         message = (
             f"{slot} holds {seen}; Tahoe-x1 ranks the expressed genes of each cell, so it needs counts, or"
@@ -188,18 +195,19 @@ def check_values(block: sparse.csr_array, slot: str, remedy: Callable[[], str]) 
         raise InputError(message)
 
 
-def fault(block: sparse.csr_array) -> str:
-    """What is wrong with some rows, "" if nothing is.
+def fault(block: sparse.csr_array, used: np.ndarray | None = None) -> str:
+    """What is wrong with some rows, or with the used columns of them, "" if nothing is.
 
     Counts, size-normalised and log-transformed values pass: Tahoe-x1 reads ranks. Negative, missing and infinite
     values, and matrices with hardly a zero (imputed or smoothed data), do not.
     """
-    values = block.data
+    values = block.data if used is None or used.all() else block.data[used[block.indices]]
+    n_genes = block.shape[1] if used is None else int(used.sum())
     if not np.isfinite(values).all():
         return "NaN" if np.isnan(values).any() else "infinite values"
     if values.size and values.min() < 0:
         return f"negative values (as low as {values.min():.3g}), as scaled, regressed-out or batch-corrected data has"
-    return "hardly a zero, as imputed or smoothed data has" if _is_dense(block) else ""
+    return "hardly a zero, as imputed or smoothed data has" if _is_dense(values, block.shape[0], n_genes) else ""
 
 
 def selected_genes(matrix: Matrix, mask_var: str | np.ndarray | None) -> np.ndarray:
@@ -233,11 +241,10 @@ def selected_genes(matrix: Matrix, mask_var: str | np.ndarray | None) -> np.ndar
     return mask
 
 
-def _is_dense(block: sparse.csr_array) -> bool:
-    n_cells, n_genes = block.shape
-    if n_cells < LEAST_CELLS or n_genes < LEAST_GENES or block.nnz < DENSE_SHARE * n_cells * n_genes:
+def _is_dense(values: np.ndarray, n_cells: int, n_genes: int) -> bool:
+    if n_cells < LEAST_CELLS or n_genes < LEAST_GENES or len(values) < DENSE_SHARE * n_cells * n_genes:
         return False
-    return n_genes >= LEAST_GENES_OF_COUNTS or bool((block.data != np.rint(block.data)).mean() > 0.5)
+    return n_genes >= LEAST_GENES_OF_COUNTS or bool((values != np.rint(values)).mean() > 0.5)
 
 
 def _is_readable(matrix: Matrix) -> bool:
@@ -245,13 +252,14 @@ def _is_readable(matrix: Matrix) -> bool:
     return dtype is not None and np.dtype(dtype).kind in "biuf"
 
 
-def _would_do(matrix: Matrix) -> bool:
+def _would_do(matrix: Matrix, used: np.ndarray | None = None) -> bool:
     """Whether the first rows can be read and are fit for the model."""
     try:
         with reading(matrix.slot):
             if 0 in matrix.values.shape or not _is_readable(matrix):
                 return False
-        return not fault(next(matrix.blocks()))
+        block = next(matrix.blocks())
+        return block.nnz > 0 and not fault(block, used)
     except InputError:
         return False
 

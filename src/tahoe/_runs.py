@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,22 +11,26 @@ import numpy as np
 import pandas as pd
 
 from tahoe import _genes
-from tahoe._adata import add_to_record
+from tahoe._adata import add_to_record, looking_at_rows
 from tahoe._matrix import choose_matrix
 from tahoe._source import open_source
 from tahoe._sparse import reading
+from tahoe._store import writing, writing_all_strings
 from tahoe.errors import InputError, ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from anndata import AnnData
+
     from tahoe.model import TahoeModel
 
 # Options that say how a store is written; an h5ad file has no use for them.
 OF_STORES = {"workers", "scheduler", "resume", "columns", "stored_dtype", "shard_cells"}
+OF_MAPPING = ("gene_key", "organism", "duplicates")
 # What the provenance of a run must have, to repeat it, and of which kind each entry is.
 ALWAYS = ("model", "model_sha256", "input")
-TEXTS = ("model_folder", "model_revision", "source", "mask_var", "drug_key", "gene_key", "organism")
+TEXTS = ("model_folder", "model_revision", "source", "mask_var", "drug_key", *OF_MAPPING)
 KINDS: tuple[tuple[tuple[str, ...], Any, str], ...] = (
     ((*ALWAYS, *TEXTS, "device", "dtype", "attention"), str, "text"),
     (("max_length", "seed", "token_budget"), int, "a whole number"),
@@ -56,26 +61,43 @@ def into_file(source: str, output: str, given: set[str], *, model: Any, **option
     if target.exists():
         message = f"--output {output} exists; choose another name, or delete it first"
         raise InputError(message)
+    _check_folder(output)
     with open_source(source):  # with its errors for what cannot be opened
         is_zarr = Path(source).is_dir() or source.rstrip("/").endswith(".zarr")
     with reading(repr(source)):
         adata = anndata.read_zarr(source) if is_zarr else anndata.read_h5ad(source)
-    mapping = {name: options.pop(name) for name in ("gene_key", "organism") if options[name] is not None}
-    options = {name: value for name, value in options.items() if name not in {*OF_STORES, "gene_key", "organism"}}
+    partial = target.with_name(f"{target.name}.partial")
+    with warnings.catch_warnings():
+        # what cannot be written is told before the work; what anndata warns of, only when it is done
+        warnings.simplefilter("ignore")
+        _write(adata[:0].copy(), partial, output)
+    partial.unlink()
+    mapping = {name: options.pop(name) for name in OF_MAPPING if options[name] is not None}
+    options = {name: value for name, value in options.items() if name not in {*OF_STORES, *OF_MAPPING}}
     if mapping:
         pp.map_genes(adata, **mapping)
     tl.embed(adata, model, **options)
     add_to_record(adata, options["key_added"], source=str(Path(source).absolute()), **mapping)
-    partial = target.with_name(f"{target.name}.partial")
-    try:
-        # what was read may be written: anndata 0.12 reads such strings, and asks before it writes them
-        with anndata.settings.override(allow_write_nullable_strings=True):
-            adata.write_h5ad(partial)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        message = f"--output {output} cannot be written: {error}"
-        raise InputError(message) from error
+    _write(adata, partial, output)
     partial.replace(target)
+
+
+def _check_folder(output: str) -> None:
+    folder = Path(output).absolute().parent
+    if not folder.is_dir():
+        message = f"--output {output} is to be in a folder that does not exist; make {str(folder)!r} first"
+        raise InputError(message)
+
+
+def _write(adata: AnnData, partial: Path, output: str) -> None:
+    """Write an h5ad file, or nothing."""
+    try:
+        with writing_all_strings(), writing(f"--output {output}"):
+            adata.write_h5ad(partial)
+    except (OSError, InputError) as error:
+        partial.unlink(missing_ok=True)
+        message = f"--output {output} cannot be written: {error}" if isinstance(error, OSError) else str(error)
+        raise InputError(message) from error
 
 
 def repeated(
@@ -89,8 +111,8 @@ def repeated(
         raise InputError(message)
     record = records[key]
     _check_record(record, like)
-    names = ("mask_var", "drug_key", "max_length", "min_coverage", "normalize", "seed", "token_budget", "gene_key")
-    before = {name: record[name] for name in (*names, "organism", "device", "dtype", "attention") if name in record}
+    names = ("mask_var", "drug_key", "max_length", "min_coverage", "normalize", "seed", "token_budget", *OF_MAPPING)
+    before = {name: record[name] for name in (*names, "device", "dtype", "attention") if name in record}
     before |= {"key_added": key, "use_raw": record["input"] == "raw.X"}
     if record["input"].startswith("layers"):
         before["layer"] = record["input"].removeprefix('layers["').removesuffix('"]')
@@ -140,15 +162,18 @@ def records_of(path: str) -> dict[str, dict[str, Any]]:
         return {key: source.uns[key] for key in groups if "tahoe_version" in source.uns.group[key]}
 
 
-def mapped(source: str, gene_key: str | None, organism: str, output: str | None) -> str:
+def mapped(source: str, gene_key: str | None, organism: str, duplicates: str, output: str | None) -> str:
     """Report of a gene mapping, as text."""
+    if output is not None:
+        _check_folder(output)
     with open_source(source) as opened:
         try:
-            totals = _genes.usable_totals(choose_matrix(opened).totals)
+            totals = choose_matrix(opened).totals
         except InputError:  # names alone can still be mapped
             totals = None
         var = opened.var
-    mapping = _genes.map_genes(var, totals, gene_key=gene_key, organism=organism)
+        with looking_at_rows(opened, organism):
+            mapping = _genes.map_genes(var, totals, gene_key=gene_key, organism=organism, duplicates=duplicates)
     report = mapping.report
     table = pd.DataFrame({"genes": report["genes"]})
     if "counts" in report:
@@ -157,7 +182,8 @@ def mapped(source: str, gene_key: str | None, organism: str, output: str | None)
         genes = pd.DataFrame({"tahoe_gene": mapping.gene, "tahoe_match": mapping.match}, index=var.index)
         genes.to_csv(output, index_label="gene")
     lost = f"\nmost expressed of the lost: {', '.join(report['lost'])}" if report["lost"] else ""
-    return f"{table[table['genes'] > 0].to_string()}\n\n{report['summary']}{lost}"
+    against = f"\n{report['contradiction']}" if report["contradiction"] else ""
+    return f"{table[table['genes'] > 0].to_string()}\n\n{report['summary']}{lost}{against}"
 
 
 @contextmanager

@@ -14,21 +14,14 @@ import pandas as pd
 import zarr
 from anndata.io import read_elem, sparse_dataset
 
+from tahoe._elements import copy_column, length_of, read_column
+from tahoe._gene_debris import as_text
+from tahoe._objects import check_path, modality_to_take
 from tahoe._sparse import reading
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:
     from types import SimpleNamespace
-
-# Entries of obs that are copied at once.
-COPIED_AT_ONCE = 1 << 16
-# Columns that are groups, and their arrays with an entry for each row.
-GROUPED = {
-    "categorical": ("codes",),
-    "nullable-string-array": ("values", "mask"),
-    "nullable-integer": ("values", "mask"),
-    "nullable-boolean": ("values", "mask"),
-}
 
 
 class Source:
@@ -40,6 +33,7 @@ class Source:
         self.root = root
         self.path = path
         with reading(f"{path!r}"):
+            _refuse_modalities(root, path)
             missing = [name for name in ("obs", "var") if name not in root or "_index" not in root[name].attrs]
         if missing:
             message = (
@@ -56,11 +50,17 @@ class Source:
         """How many cells there are."""
         return self.obs.n_rows
 
+    @property
+    def obs_names(self) -> pd.Index:
+        """Names of the cells."""
+        with reading("the index of obs"):
+            return pd.Index(read_column(self.root["obs"], as_text(self.root["obs"].attrs["_index"])))
+
     @cached_property
     def var(self) -> pd.DataFrame:
         """The genes."""
         with reading("var"):
-            return read_elem(self.root["var"])
+            return _frame(self.root["var"])
 
     @property
     def X(self) -> Any:
@@ -75,7 +75,9 @@ class Source:
 
         with reading("raw"):
             raw = self.root.get("raw")
-            return None if raw is None else SimpleNamespace(X=_opened(raw["X"]), var=read_elem(raw["var"]))
+            if raw is None or "X" not in raw:  # a store may say that there is none
+                return None
+            return SimpleNamespace(X=_opened(raw["X"]), var=_frame(raw["var"]))
 
     def values(self, slot: str) -> Any:
         """The matrix in a slot, as `tahoe._matrix.Matrix` names it."""
@@ -87,11 +89,10 @@ class Source:
         """Copy the index of obs, and if wanted all columns but one, piece by piece; gives the columns' names."""
         frame = self.root["obs"]
         names = [name for name in self.obs.columns if name != without] if columns else []
-        index = str(frame.attrs["_index"])
+        index = as_text(frame.attrs["_index"])
         target.attrs["_index"] = index
         for name in (index, *names):
-            with reading(f"obs[{name!r}]"):
-                _copy(frame[name], target, name)
+            copy_column(frame, name, target, self.n_obs)
         return names
 
 
@@ -104,19 +105,19 @@ class _Columns:
     @property
     def columns(self) -> list[str]:
         with reading("the names of the columns of obs"):
-            return [str(name) for name in self.group.attrs.get("column-order", [])]
+            return [as_text(name) for name in self.group.attrs.get("column-order", [])]
 
     @property
     def n_rows(self) -> int:
         with reading("the index of obs"):
-            return _length(self.group[self.group.attrs["_index"]])
+            return length_of(self.group[self.group.attrs["_index"]])
 
     def __contains__(self, key: object) -> bool:
         return key in self.columns
 
     def __getitem__(self, keys: list[str]) -> pd.DataFrame:
         with reading(f"columns {', '.join(keys)} of obs"):
-            return pd.DataFrame({key: read_elem(self.group[key]) for key in keys})
+            return pd.DataFrame({key: read_column(self.group, key) for key in keys})
 
 
 class _Elements(Mapping[str, Any]):
@@ -157,13 +158,27 @@ def open_source(path: str | os.PathLike[str]) -> Iterator[Source]:
     Raises
     ------
     tahoe.errors.InputError
-        If there is no such file, or it is truncated, or no AnnData.
+        If this is no path, or there is no such file, or it is truncated, or no AnnData.
     """
+    check_path("source", path)
     name = os.fspath(path)
     is_zarr = Path(name).is_dir() or name.rstrip("/").endswith(".zarr")
     opened: AbstractContextManager[Any] = _opened_zarr(name) if is_zarr else _opened_h5ad(name)
     with opened as root:
         yield Source(root, name)
+
+
+def _refuse_modalities(root: Any, path: str) -> None:
+    """Refuse a MuData, which holds an AnnData for each modality."""
+    if "mod" not in root or "X" in root:
+        return
+    names = list(root["mod"])
+    take = f'mdata["{modality_to_take(names)}"]'
+    message = (
+        f"{path!r} is a MuData with the modalities {', '.join(map(repr, names))}; take the one with the RNA: mdata ="
+        f' mudata.read({path!r}), then tahoe.tl.embed({take}), or {take}.write_h5ad("rna.h5ad") for a file of its own'
+    )
+    raise InputError(message)
 
 
 @contextmanager
@@ -214,51 +229,19 @@ def identity(path: str) -> dict[str, Any]:
     }
 
 
-def _length(column: Any) -> int:
-    """Rows of a column of a data frame; one of categories, or of what may be missing, is a group of arrays."""
-    if hasattr(column, "shape"):
-        return column.shape[0]
-    kind = column.attrs.get("encoding-type")
-    if kind not in GROUPED:
-        message = f"it is of the unknown kind {kind!r}"
-        raise ValueError(message)
-    lengths = {column[name].shape[0] for name in GROUPED[kind]}
-    if len(lengths) > 1:
-        message = f"{' and '.join(GROUPED[kind])} have {' and '.join(map(str, sorted(lengths)))} entries"
-        raise ValueError(message)
-    return lengths.pop()
+def _frame(element: Any) -> pd.DataFrame:
+    """A data frame in a file."""
+    frame = read_elem(element)
+    if not isinstance(frame, pd.DataFrame):
+        message = f"{element.name} is no data frame: its encoding-type is {element.attrs.get('encoding-type')!r}"
+        raise TypeError(message)
+    return frame
 
 
 def _opened(element: Any) -> Any:
     """A matrix in a file, by what it is."""
     kind = element.attrs.get("encoding-type", element.attrs.get("h5sparse_format", ""))
     return sparse_dataset(element) if kind in ("csr_matrix", "csc_matrix", "csr", "csc") else element
-
-
-def _copy(element: Any, target: Any, name: str) -> None:
-    """Copy an array or a group of arrays, with its attributes, a piece at a time."""
-    if not hasattr(element, "dtype"):
-        group = target.require_group(name)
-        group.attrs.update(_plain(element.attrs))
-        for key in element:
-            _copy(element[key], group, key)
-        return
-    is_text = (
-        h5py.check_string_dtype(element.dtype) if isinstance(element, h5py.Dataset) else element.dtype.kind in "OTU"
-    )
-    rows = element.asstr() if isinstance(element, h5py.Dataset) and is_text else element
-    shape, size = element.shape, max(1, min(element.size, COPIED_AT_ONCE))
-    options = {"dtype": "string" if is_text else element.dtype, "chunks": (size, *shape[1:]) if shape else ()}
-    copied = target.create_array(name, shape=shape, overwrite=True, attributes=_plain(element.attrs), **options)
-    if not shape:
-        copied[...] = rows[()]
-    for start in range(0, shape[0] if shape else 0, size):
-        copied[start : start + size] = rows[start : start + size]
-
-
-def _plain(attributes: Any) -> dict[str, Any]:
-    """Attributes as JSON has them."""
-    return {key: value.tolist() if hasattr(value, "tolist") else value for key, value in attributes.items()}
 
 
 def _first_line(error: Exception) -> str:

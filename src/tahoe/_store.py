@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,10 @@ import zarr
 from anndata.io import write_elem
 
 from tahoe._adata import n_genes_name
-from tahoe.errors import InputError
+from tahoe.errors import InputError, TahoeError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     import numpy as np
@@ -97,19 +99,41 @@ class Store:
         root["obs"][self.n_genes_name][rows] = n_genes
         root["obsm"][self.key][rows] = vectors.astype(self.dtype)
 
-    def finish(self, source: Source, var: pd.DataFrame, uns: dict[str, Any], columns: bool) -> int:
-        """Add what is not per shard, and let the store appear; gives the number of cells without a vector."""
+    def describe(self, source: Source, var: pd.DataFrame, uns: dict[str, Any], columns: bool) -> None:
+        """Write what is not per shard: before the shards, so that what cannot be written costs no work.
+
+        Raises
+        ------
+        tahoe.errors.InputError
+            If something cannot be written; a store without a shard is then removed.
+        """
+        try:
+            self._describe(source, var, uns, columns)
+        except Exception:
+            if len(self.missing()) == self.n_shards:
+                shutil.rmtree(self.unfinished)
+            raise
+
+    def _describe(self, source: Source, var: pd.DataFrame, uns: dict[str, Any], columns: bool) -> None:
         root = self._root()
         obs = root["obs"]
         names = source.copy_obs(obs, columns, without=self.n_genes_name)
         _encode(obs, "dataframe", **{"column-order": [*names, self.n_genes_name]})
-        with warnings.catch_warnings(), anndata.settings.override(allow_write_nullable_strings=True):
-            # on the next version of anndata, and on what zarr's specification does not have yet
-            warnings.filterwarnings("ignore", message="zarr v3 autosharding|Consolidated metadata")
-            write_elem(root, "var", var)
-            for key, value in uns.items():
-                write_elem(root["uns"], key, value)
-            _encode(root, "anndata")
+        with warnings.catch_warnings(), writing_all_strings():
+            # on the next version of anndata
+            warnings.filterwarnings("ignore", message="zarr v3 autosharding")
+            for group, name, value in ((root, "var", var), *((root["uns"], key, uns[key]) for key in uns)):
+                with writing(name):
+                    write_elem(group, name, value)
+
+    def finish(self) -> int:
+        """Let the store appear; gives the number of cells without a vector."""
+        root = self._root()
+        obs = root["obs"]
+        _encode(root, "anndata")
+        with warnings.catch_warnings():
+            # on what zarr's specification does not have yet
+            warnings.filterwarnings("ignore", message="Consolidated metadata")
             zarr.consolidate_metadata(root.store)
         n_empty = sum(
             int((obs[self.n_genes_name][slice(*self.rows(shard))] == 0).sum()) for shard in range(self.n_shards)
@@ -152,6 +176,31 @@ class Store:
         partial = self.unfinished / f"{RUN_FILE}.new"
         partial.write_text(json.dumps(fingerprint, indent=1), encoding="utf-8")
         partial.replace(self.unfinished / RUN_FILE)
+
+
+@contextmanager
+def writing_all_strings() -> Iterator[None]:
+    """Let anndata write strings of which some may be missing, as it read them."""
+    with anndata.settings.override(allow_write_nullable_strings=True):
+        yield
+
+
+@contextmanager
+def writing(what: str) -> Iterator[None]:
+    """Turn whatever anndata raises on something that it cannot write into an error that says what it was.
+
+    Errors of the file system are left to the caller.
+    """
+    try:
+        yield
+    except (TahoeError, OSError):
+        raise
+    except Exception as error:
+        # anndata notes in which slot it was
+        told = [str(error), *getattr(error, "__notes__", ())]
+        reason = ". ".join(line for each in told if (line := each.strip().partition("\n")[0].removesuffix(".")))
+        message = f"{what} cannot be written ({type(error).__name__}: {reason}); change or remove what this names"
+        raise InputError(message) from error
 
 
 def check_same(before: dict[str, Any], now: dict[str, Any], where: str) -> None:

@@ -78,6 +78,7 @@ what_to_read = _grouped(
     click.option("--mask-var", help="Boolean column of var with the genes to use. All by default, as in training."),
     click.option("--gene-key", help="Column of var with gene names or ids; by default the one that resolves most."),
     click.option("--organism", type=click.Choice(["human", "mouse"]), help="mouse goes through orthologs."),
+    click.option("--duplicates", type=click.Choice(["best", "sum"]), help="Of several columns of one gene."),
 )
 how_to_embed = _grouped(
     click.option("-m", "--model", default="70m", show_default=True, help=MODEL_HELP),
@@ -155,13 +156,20 @@ def embed(context: click.Context, source: str | None, output: str, like: str | N
 @click.argument("source")
 @click.option("--gene-key", help="Column of var with gene names or ids; by default the one that resolves most.")
 @click.option("--organism", type=click.Choice(["human", "mouse"]), default="human", show_default=True)
+@click.option(
+    "--duplicates",
+    type=click.Choice(["best", "sum"]),
+    default="best",
+    show_default=True,
+    help="Of several columns of one gene take the best, or the sum.",
+)
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Also write a table of all genes (CSV).")
-def map_genes(source: str, gene_key: str | None, organism: str, output: str | None) -> None:
+def map_genes(source: str, gene_key: str | None, organism: str, duplicates: str, output: str | None) -> None:
     """Report which genes of SOURCE the models know, and what is lost. SOURCE is not changed, and no model is needed."""
     from tahoe._runs import mapped
 
     logging.getLogger("tahoe").setLevel(logging.WARNING)  # the report says all of it
-    click.echo(mapped(source, gene_key, organism, output))
+    click.echo(mapped(source, gene_key, organism, duplicates, output))
 
 
 @commands.command()

@@ -10,6 +10,7 @@ import pandas as pd
 from tahoe._adata import row_of
 from tahoe._aggregate import mean_of_heads, places_of
 from tahoe._inputs import check_at_least, choose_heads, choose_network_layers, read_inputs
+from tahoe._objects import check_adata
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:
@@ -150,10 +151,11 @@ def _one_cell(
     seed: int,
 ) -> tuple[Inputs, Tokens]:
     """What a verb needs, and the tokens of one cell."""
+    check_adata(adata)
     check_at_least(max_length=(max_length, 2))
     row = row_of(adata, cell)
     inputs = read_inputs(adata, model, layer=layer, use_raw=use_raw, whole=False, drug_key=drug_key, drugs=drugs)
-    block = next(inputs.matrix.checked_blocks(row, row + 1))
+    block = next(inputs.matrix.checked_blocks(inputs.column_tokens >= 0, row, row + 1))
     of_cell = None if inputs.drugs is None else inputs.drugs[row : row + 1]
     tokens = inputs.model.tokenize(block, inputs.column_tokens, max_length=max_length, seed=seed, drugs=of_cell)
     if not tokens.n_genes[0]:
@@ -164,7 +166,7 @@ def _one_cell(
 
 def _genes_in_order(inputs: Inputs, tokens: Tokens) -> tuple[np.ndarray, np.ndarray]:
     """Where a cell's genes stand among its tokens, in the order of the columns, and these columns."""
-    columns = places_of(inputs.column_tokens, inputs.model.config.vocab_size)[tokens.ids]
+    columns = places_of(inputs.result_tokens, inputs.model.config.vocab_size)[tokens.ids]
     places = np.flatnonzero(columns >= 0)
     places = places[np.argsort(columns[places])]
     return places, columns[places]

@@ -108,6 +108,38 @@ def test_mouse_data_is_recognised():
     assert mouse.var["tahoe_match"].tolist() == ["ortholog"] * 4
 
 
+def test_genes_as_rows_are_told():
+    adata = tahoe.datasets.pbmc68k()[:40].copy().T
+    for call in (tahoe.pp.map_genes, lambda adata: tahoe.tl.embed(adata, "demo")):
+        with pytest.raises(InputError, match=r"none of the 40 names.* genes as rows; .* adata\.T"):
+            call(adata)
+    # one name that happens to be a gene does not hide it
+    adata.var_names = ["CD3E", *adata.var_names[1:]]
+    with pytest.warns(TahoeWarning, match=r"adata\.T"):
+        tahoe.pp.map_genes(adata)
+    with pytest.raises(InputError, match=r"adata\.T"):
+        tahoe.tl.embed(adata, "demo")
+    adata = tahoe.datasets.pbmc68k()[:40].copy()
+    adata.var_names = [f"nothing of {place}" for place in range(adata.n_vars)]
+    with pytest.raises(InputError, match=r"none of the 765 names") as caught:
+        tahoe.pp.map_genes(adata)
+    assert "adata.T" not in str(caught.value)
+
+
+def test_names_that_contradict_each_other_are_told_once():
+    adata = tahoe.datasets.pbmc68k()[:20].copy()
+    ids = tahoe.pp.map_genes(adata, copy=True).var["tahoe_gene"].to_numpy()
+    adata.var["gene_ids"] = np.roll([gene or f"none{place}" for place, gene in enumerate(ids)], 3)
+    mapped = adata.copy()
+    for call in (tahoe.pp.map_genes, lambda adata: tahoe.tl.embed(adata, "demo")):
+        with pytest.warns(TahoeWarning, match="gene_ids and var_names name different genes") as told:
+            call(mapped if call is tahoe.pp.map_genes else adata)
+        assert len(told) == 1
+    tahoe.tl.embed(mapped, "demo")
+    tahoe.pp.map_genes(mapped, gene_key="var_names")
+    assert mapped.var["tahoe_gene"].tolist() == ids.tolist()
+
+
 def test_an_error_leaves_the_data_as_it_was(adata):
     with pytest.raises(InputError):
         tahoe.pp.map_genes(adata, gene_key="symbol")

@@ -105,7 +105,8 @@ class TahoeModel:
         block
             The rows: a CSR matrix or array of counts, or of what `tahoe.tl.embed` would take for them.
         column_tokens
-            Token id of each column, as `Vocabulary.tokens_of` gives it; -1 for a column to be left out.
+            Token id of each column, as `Vocabulary.tokens_of` gives it; -1 for a column to be left out. Columns with
+            the same one are added up.
         max_length
             Most tokens of a cell; `None` is no limit, other than in `tahoe.tl.embed`.
         seed

@@ -10,6 +10,7 @@ import torch
 
 from tahoe.errors import InputError
 from tahoe.model.linear import has_numba
+from tahoe.model.rows import add_columns, refuse_unsafe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,7 +111,8 @@ def tokenize(
     indptr, indices, data
         The rows, without duplicate entries; values are finite and not negative.
     column_tokens
-        Token id of each column, -1 for columns that are not genes of the vocabulary.
+        Token id of each column, -1 for columns that are not genes of the vocabulary. Columns with the same one are
+        added up.
     config, vocabulary
         Of the checkpoint.
     max_length
@@ -124,13 +126,14 @@ def tokenize(
     Raises
     ------
     tahoe.errors.InputError
-        If the three arrays are no rows, or a value is negative or not a number: compiled code relies on that. If
-        `drugs` are given to a checkpoint without a drug token.
+        If the three arrays are no rows, or a value of a gene is negative or not a number: compiled code relies on that.
+        If `drugs` are given to a checkpoint without a drug token.
     """
     if drugs is not None and vocabulary.drug is None:
         message = "drugs= is given, but the vocabulary of this checkpoint has no drug token; leave it away"
         raise InputError(message)
-    _refuse_unsafe(indptr, indices, data, len(column_tokens))
+    refuse_unsafe(indptr, indices, data, column_tokens)
+    indptr, indices, data = add_columns(indptr, indices, data, column_tokens)
     n_special = 1 if drugs is None else 2
     most_genes = None if max_length is None else max_length - n_special
     compiled = _compiled() if config.binning else None
@@ -144,16 +147,6 @@ def tokenize(
     if drugs is not None:
         ids[starts + 1], values[starts + 1] = vocabulary.drug, config.pad_value
     return Tokens(ids, values, bounds, n_genes, drugs)
-
-
-def _refuse_unsafe(indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, n_columns: int) -> None:
-    fits = indptr[0] == 0 and indptr[-1] <= min(len(indices), len(data)) and (indptr[1:] >= indptr[:-1]).all()
-    if not fits or (len(indices) and not (indices.min() >= 0 and indices.max() < n_columns)):
-        message = "indptr and indices are not those of rows of a CSR matrix with as many columns as column_tokens"
-        raise InputError(message)
-    if len(data) and not data.min() >= 0:
-        message = f"data has values like {data.min()}; they must be numbers that are not negative"
-        raise InputError(message)
 
 
 def _compiled() -> Callable[..., None] | None:

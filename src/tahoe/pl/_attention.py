@@ -9,6 +9,7 @@ from scipy.spatial.distance import pdist, squareform
 
 from tahoe._adata import columns_of
 from tahoe._inputs import check_at_least
+from tahoe._objects import check_adata
 from tahoe.errors import InputError
 from tahoe.pl._results import new_axes, slot_of
 
@@ -67,6 +68,7 @@ def attention(
     >>> tahoe.tl.attention(adata, model="demo", min_cells=10)
     >>> ax = tahoe.pl.attention(adata)
     """
+    check_adata(adata)
     check_at_least(n_pairs=(n_pairs, 1))
     if kind not in KINDS:
         message = f"kind={kind!r} is unknown; choose 'heatmap' or 'network'"

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tahoe._genes import MATCHES
+from tahoe._objects import check_adata
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,11 +42,13 @@ def gene_mapping(adata: AnnData, *, ax: Axes | None = None) -> Axes:
     >>> tahoe.pp.map_genes(adata)
     >>> ax = tahoe.pl.gene_mapping(adata)
     """
+    check_adata(adata)
     if "tahoe_genes" not in adata.uns:
         message = 'adata.uns["tahoe_genes"] does not exist; call tahoe.pp.map_genes(adata) first'
         raise InputError(message)
     report = adata.uns["tahoe_genes"]
-    matches = [match for match in MATCHES if report["genes"][match]]  # a file gives the report back in another order
+    # a file gives the report back in another order, and one of an older version has fewer kinds of matches
+    matches = [match for match in MATCHES if report["genes"].get(match) and match != "modality"]
     if ax is None:
         from matplotlib import pyplot as plt
 

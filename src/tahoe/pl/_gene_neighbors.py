@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tahoe._inputs import check_at_least
+from tahoe._objects import check_adata
 from tahoe.errors import InputError
 from tahoe.pl._results import new_axes, slot_of
 
@@ -60,6 +61,7 @@ def gene_neighbors(
     >>> tahoe.tl.embed_genes(adata, model="demo")
     >>> ax = tahoe.pl.gene_neighbors(adata, "CD3D")
     """
+    check_adata(adata)
     check_at_least(n_neighbors=(n_neighbors, 1), min_cells=(min_cells, 0))
     slot, number = slot_of(adata, "varm", key, group, "embed_genes")
     if gene not in adata.var_names:
@@ -91,7 +93,10 @@ def _column_of(named: np.ndarray, vectors: np.ndarray, gene: str, slot: str) -> 
     """The column of a gene; of several that bear its name, the one that has a vector."""
     columns = np.flatnonzero(named & ~np.isnan(vectors).any(axis=1))
     if not len(columns):
-        message = f"{gene} has no vector in {slot}: no cell expresses it, or the model does not know it"
+        message = (
+            f"{gene} has no vector in {slot}: no cell expresses it, the model does not know it, or another column has"
+            " this gene"
+        )
         raise InputError(message)
     if len(columns) > 1:
         message = (

@@ -3,25 +3,35 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from tahoe import _genes
-from tahoe._adata import to_change, write
-from tahoe._matrix import choose_matrix, named_layers
+from tahoe._adata import genes_are_rows, looking_at_rows, to_change, write
+from tahoe._matrix import choose_matrix, in_memory, named_layers
+from tahoe._objects import check_adata
 from tahoe.errors import InputError, TahoeWarning
 
 if TYPE_CHECKING:
-    import numpy as np
     from anndata import AnnData
 
 
 def map_genes(
-    adata: AnnData, *, gene_key: str | None = None, organism: str = "human", copy: bool = False
+    adata: AnnData,
+    *,
+    gene_key: str | None = None,
+    organism: str = "human",
+    duplicates: str = "best",
+    copy: bool = False,
 ) -> AnnData | None:
     """Find the Ensembl gene that each column stands for.
 
     Works offline, with the gene table of this package. Ensembl ids are recognised with and without version; symbols
     may be current, previous or alias symbols, or names that Ensembl has given up; names that R, pandas, scanpy, Excel
-    or a genome prefix have changed are repaired. A name that may mean several genes gets none. Of several columns for
-    one gene, the one with the most certain name keeps it, then the one with most counts. No column is dropped or moved.
+    or a genome prefix have changed are repaired. A name that may mean several genes gets none. No column is dropped or
+    moved.
+
+    Columns that ``adata.var["feature_types"]`` (or ``feature_type``, ``modality``) calls antibodies, peaks, guides or
+    anything but gene expression take no part.
 
     Parameters
     ----------
@@ -31,6 +41,11 @@ def map_genes(
         Column of ``adata.var`` with the identifiers, or ``"var_names"``; `None` takes the one that resolves most genes.
     organism
         ``"human"``, or ``"mouse"`` to replace each mouse gene by its human ortholog, which is an approximation.
+    duplicates
+        What becomes of several columns of one gene. With ``"best"`` the one with the most certain name keeps it, then
+        the one with most counts, and the others count for nothing. ``"sum"`` adds their counts to that one whenever
+        cells are read, as probes of a targeted panel ask for; `adata.X` stays as it is. It needs counts, or counts that
+        were only normalised by cell: not logarithms.
     copy
         Return a changed copy instead of changing `adata`.
 
@@ -39,25 +54,28 @@ def map_genes(
     `None`, or the changed copy if ``copy=True``. Sets these fields:
 
     ``adata.var["tahoe_gene"]``
-        Ensembl id of each column, an empty string where it has none.
+        Ensembl id of each column, an empty string where it has none. Several columns have the same one only with
+        ``duplicates="sum"``.
     ``adata.var["tahoe_match"]``
         How it was found: ``ensembl``, ``symbol``, ``previous``, ``alias``, ``retired`` or ``ortholog``; or why not:
-        ``ambiguous``, ``duplicate`` or ``unmapped``.
+        ``ambiguous``, ``duplicate``, ``unmapped`` or ``modality``. ``summed`` columns are added to another column of
+        their gene.
     ``adata.uns["tahoe_genes"]``
-        The report: genes and shares of the counts by match and in the vocabulary of the released models, and the most
-        expressed genes that were lost.
+        The report: genes and shares of the counts by match and in the vocabulary of the released models, the most
+        expressed genes that were lost, what became of duplicates, and which columns took no part.
 
     Raises
     ------
     tahoe.errors.InputError
-        If `gene_key` is not a column, or `organism` is unknown.
+        If `adata` is no AnnData, `gene_key` is not a column, or `organism` or `duplicates` is unknown.
     tahoe.errors.GeneError
         If not a single gene is found.
 
     Warns
     -----
     tahoe.errors.TahoeWarning
-        If much of the counts is in genes that the released models do not know.
+        If much of the counts is in genes that the released models do not know, or if two columns of names contradict
+        each other.
 
     Examples
     --------
@@ -69,14 +87,21 @@ def map_genes(
     >>> adata.uns["tahoe_genes"]["n_in_vocabulary"] > 750
     True
     """
+    check_adata(adata)
     adata = to_change(adata, copy)
     totals, slot = _totals(adata)
-    mapping = _genes.map_genes(adata.var, totals, gene_key=gene_key, organism=organism)
+    with looking_at_rows(adata, organism):
+        mapping = _genes.map_genes(
+            in_memory(adata.var), totals, gene_key=gene_key, organism=organism, duplicates=duplicates
+        )
     report = mapping.report
     if slot:
         report["counts_from"] = slot
     if report["hint"]:
-        warnings.warn(report["summary"], TahoeWarning, stacklevel=2)
+        message = f"{report['summary']} {genes_are_rows(adata, organism)}".strip()
+        warnings.warn(message, TahoeWarning, stacklevel=2)
+    if report["contradiction"]:
+        warnings.warn(report["contradiction"], TahoeWarning, stacklevel=2)
     write(adata, mapping=mapping)
     return adata if copy else None
 
@@ -86,7 +111,8 @@ def _totals(adata: AnnData) -> tuple[np.ndarray | None, str]:
     for layer in (None, *(name for name in named_layers(adata) if "count" in name.lower())):
         try:
             matrix = choose_matrix(adata, layer=layer)
-            totals = _genes.usable_totals(matrix.totals)
+            are_genes = _genes.gene_columns(matrix.var).are_genes
+            totals = _genes.usable_totals(np.where(are_genes, matrix.totals, 0))
         except InputError:  # no X, no cells, storage that cannot be read by rows: names alone can still be mapped
             continue
         if totals is not None:

@@ -8,6 +8,7 @@ import numpy as np
 from tahoe._adata import check_key, columns_of, groups_of, slot_names, to_change, write
 from tahoe._aggregate import AttentionMeans, check_fits
 from tahoe._inputs import check_at_least, choose_heads, choose_network_layers, read_inputs
+from tahoe._objects import check_adata
 
 if TYPE_CHECKING:
     import os
@@ -113,6 +114,7 @@ def attention(
     >>> adata.varp["tahoe_attention"].shape == (adata.n_vars, adata.n_vars)
     True
     """
+    check_adata(adata)
     check_at_least(max_length=(max_length, 2), top_k=(top_k, 1), min_cells=(min_cells, 1))
     codes, groups = groups_of(adata, groupby)
     names = slot_names(key_added, groups, groupby)
@@ -149,7 +151,7 @@ def attention(
     )
     record |= {} if groupby is None else {"groups": groups, "group_sizes": np.bincount(codes).tolist()}
     means = AttentionMeans(
-        inputs.column_tokens,
+        inputs.result_tokens,
         columns,
         codes,
         n_groups,

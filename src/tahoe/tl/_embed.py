@@ -10,6 +10,7 @@ from tahoe._adata import check_key, n_genes_name, to_change, write
 from tahoe._dask import embed_lazily
 from tahoe._engine import embed_cells
 from tahoe._inputs import check_at_least, read_inputs
+from tahoe._objects import check_adata
 from tahoe.errors import TahoeWarning
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ def embed(
     ----------
     adata
         Annotated data matrix, cells × genes, human. In memory (array, CSR, CSC), backed (CSR or dense),
-        or lazy, as `anndata.experimental.read_lazy` gives it (CSR or dense).
+        or lazy, as `anndata.experimental.read_lazy` gives it (CSR or dense). Columns that are not gene expression by
+        ``adata.var["feature_types"]`` take no part.
     model
         ``"70m"``, ``"1b"`` or ``"3b"`` (downloaded once), ``"demo"`` (ships with the package, not for science), a
         folder in the released layout, or what `tahoe.load_model` gave.
@@ -114,8 +116,8 @@ def embed(
     Raises
     ------
     tahoe.errors.InputError
-        If the slot does not exist, or its values are negative, not finite, or imputed, or if a drug
-        is unknown. `adata` is then as it was.
+        If `adata` is no AnnData, if the slot does not exist, or its values are negative, not finite, or imputed, or if
+        a drug is unknown. `adata` is then as it was.
     tahoe.errors.GeneError
         If too little of the counts falls on genes of the model's vocabulary: see `min_coverage`.
     tahoe.errors.ModelError, tahoe.errors.DeviceError
@@ -129,6 +131,7 @@ def embed(
     >>> adata.obsm["X_tahoe"].shape[0] == adata.n_obs
     True
     """
+    check_adata(adata)
     counts = n_genes_name(key_added)
     check_key(adata, key_added, ("obsm", key_added), ("obs", counts))
     check_at_least(max_length=(max_length, 2), token_budget=(token_budget, 1))

@@ -8,6 +8,7 @@ import numpy as np
 from tahoe._adata import check_key, groups_of, slot_names, to_change, write
 from tahoe._aggregate import GeneMeans, check_fits
 from tahoe._inputs import check_at_least, read_inputs
+from tahoe._objects import check_adata
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ def embed_genes(
     >>> adata.varm["tahoe"].shape[0] == adata.n_vars
     True
     """
+    check_adata(adata)
     check_at_least(max_length=(max_length, 2), token_budget=(token_budget, 1))
     if groupby is not None and not context:
         message = f"groupby={groupby!r}, but with context=False the vectors are the same in all cells; leave it away"
@@ -131,12 +133,12 @@ def embed_genes(
         )
         log.info("embedding genes in %d cells of %s", inputs.matrix.n_cells, inputs.matrix.slot)
         config = inputs.model.config
-        sums = GeneMeans(inputs.column_tokens, codes, len(groups), config.vocab_size, config.d_model)
+        sums = GeneMeans(inputs.result_tokens, codes, len(groups), config.vocab_size, config.d_model)
         inputs.aggregate(sums, max_length=max_length, seed=seed, token_budget=token_budget)
         means, n_cells = sums.result()
         varm = dict(zip(names, means, strict=True)) | {counts: n_cells.T}
     else:
-        varm = {key_added: _input_vectors(inputs.model, inputs.column_tokens)}
+        varm = {key_added: _input_vectors(inputs.model, inputs.result_tokens)}
     write(adata, varm=varm, uns={key_added: record}, mapping=inputs.mapping)
     return adata if copy else None
 

@@ -12,6 +12,7 @@ from tahoe._aggregate import check_fits
 from tahoe._gene_names import find_id
 from tahoe._genes import resolve
 from tahoe._inputs import check_at_least, read_inputs
+from tahoe._objects import check_adata
 from tahoe._predictions import AskedPredictions, HiddenPredictions, ObservedPredictions
 from tahoe.errors import InputError
 
@@ -137,6 +138,7 @@ def predict_expression(
     >>> adata.obsm["asked"].columns.to_list()
     ['CD3D', 'CD14']
     """
+    check_adata(adata)
     check_at_least(max_length=(max_length, 2), token_budget=(token_budget, 1))
     asked = [genes] if isinstance(genes, str) else None if genes is None else [str(gene) for gene in genes]
     _check_question(asked, mask_fraction, decoder)
@@ -221,7 +223,7 @@ def _predict(
     n_entries = int(first.nnz / first.shape[0] * n_cells * (share or 1))
     what = f"{n_cells} cells with {first.nnz // first.shape[0]} genes each; take fewer cells, or ask with genes="
     check_fits((16 if share is None else 32) * n_entries, what)
-    columns, vocab_size = inputs.column_tokens, inputs.model.config.vocab_size
+    columns, vocab_size = inputs.result_tokens, inputs.model.config.vocab_size
     if share is None:
         return inputs.aggregate(ObservedPredictions(columns, vocab_size, decoder), **streaming).result(), {}
     hidden = HiddenPredictions(columns, vocab_size, decoder, share, streaming["seed"])
