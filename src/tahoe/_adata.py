@@ -107,7 +107,9 @@ def check_key(adata: AnnData, key: str, *slots: tuple[str, str]) -> None:
     record = adata.uns.get(key)
     if isinstance(record, Mapping) and "tahoe_version" in record:
         return
-    taken = [f"{slot}[{name!r}]" for slot, name in (*slots, ("uns", key)) if name in getattr(adata, slot)]
+    # a name that begins with "tahoe_" is nobody else's, as in an AnnData made from the obs of another
+    named = [(slot, name) for slot, name in (*slots, ("uns", key)) if not name.startswith("tahoe_")]
+    taken = [f"{slot}[{name!r}]" for slot, name in named if name in getattr(adata, slot)]
     if taken:
         message = (
             f"{' and '.join(taken)} will be overwritten, and uns[{key!r}] has no record that tahoe wrote what is there;"
