@@ -10,10 +10,8 @@ import numpy as np
 import pandas as pd
 
 from tahoe import _genes
-from tahoe._adata import add_to_record
 from tahoe._matrix import choose_matrix
-from tahoe._source import open_source
-from tahoe._sparse import reading
+from tahoe._open import open_source
 from tahoe.errors import InputError, ModelError
 
 if TYPE_CHECKING:
@@ -44,36 +42,13 @@ def into_store(source: str, output: str, *, workers: int | None, scheduler: str 
 
 def into_file(source: str, output: str, given: set[str], *, model: Any, **options: Any) -> None:
     """Read a file into memory, embed its cells, and write all of it again."""
-    import anndata
-
-    from tahoe import pp, tl
+    from tahoe._embed_file import embed_file
 
     useless = sorted(f"--{name.replace('_', '-')}" for name in given & OF_STORES)
     if useless:
         message = f"{', '.join(useless)} goes with a zarr store; --output {output} is written from memory, at once"
         raise InputError(message)
-    target = Path(output)
-    if target.exists():
-        message = f"--output {output} exists; choose another name, or delete it first"
-        raise InputError(message)
-    with open_source(source):  # with its errors for what cannot be opened
-        is_zarr = Path(source).is_dir() or source.rstrip("/").endswith(".zarr")
-    with reading(repr(source)):
-        adata = anndata.read_zarr(source) if is_zarr else anndata.read_h5ad(source)
-    mapping = {name: options.pop(name) for name in ("gene_key", "organism") if options[name] is not None}
-    options = {name: value for name, value in options.items() if name not in {*OF_STORES, "gene_key", "organism"}}
-    if mapping:
-        pp.map_genes(adata, **mapping)
-    tl.embed(adata, model, **options)
-    add_to_record(adata, options["key_added"], source=str(Path(source).absolute()), **mapping)
-    partial = target.with_name(f"{target.name}.partial")
-    try:
-        adata.write_h5ad(partial)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        message = f"--output {output} cannot be written: {error}"
-        raise InputError(message) from error
-    partial.replace(target)
+    embed_file(source, output, model, **{name: value for name, value in options.items() if name not in OF_STORES})
 
 
 def repeated(
