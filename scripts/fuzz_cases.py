@@ -19,7 +19,7 @@ from scipy import sparse
 import tahoe
 from tahoe._engine import embed_cells
 from tahoe._inputs import read_inputs
-from tahoe._source import open_source
+from tahoe._open import open_source
 from tahoe.model import ModelConfig, TahoeModel, Vocabulary
 from tahoe.model.checkpoint import our_name, read_checkpoint, write_checkpoint
 from tahoe.model.config import COLLATOR_FILE, MODEL_FILE

@@ -358,7 +358,7 @@ def test_a_run_that_died_while_it_began(folder, truth, tiny_model, tmp_path):
         ({"layer": "counts"}, r"layers\['counts'\] does not exist"),
         ({"use_raw": True}, "adata.raw is None"),
         ({"source": "nothing.h5ad"}, "'nothing.h5ad' does not exist"),
-        ({"source": "nothing.zarr"}, "cannot be opened as a zarr store"),
+        ({"source": "nothing.zarr"}, "'nothing.zarr' does not exist"),
         ({"source": "nonsense://bucket/cells.h5ad"}, "cannot be opened"),
         ({"drug_key": "drug"}, "no drug encoder"),
     ],

@@ -44,7 +44,10 @@ def groups_of(adata: AnnData, groupby: str | None) -> tuple[np.ndarray, list[str
 def column_of(adata: AnnData, key: str) -> pd.Series:
     """A column of ``adata.obs``, also that of a lazy AnnData."""
     obs = adata.obs if isinstance(adata.obs, pd.DataFrame) else in_memory(adata.obs[[key]])
-    return one_column(obs, key, "obs")
+    column = one_column(obs, key, "obs")
+    if isinstance(column.dtype, np.dtype) and not column.dtype.isnative:  # pandas groups no other byte order
+        column = pd.Series(column.to_numpy().astype(column.dtype.newbyteorder("=")), column.index, name=key)
+    return column
 
 
 def columns_of(adata: AnnData, genes: Sequence[str] | None) -> np.ndarray:

@@ -63,13 +63,13 @@ def copy_column(frame: Any, name: str, target: Any, n_rows: int) -> None:
         _check_length(frame[name], n_rows)
         categories = _old_categories(frame, name)
     if categories is None:
-        _copy(frame[name], target, name)
+        copy_element(frame[name], target, name)
         return
     group = target.require_group(name)
     is_ordered = bool(categories.attrs.get("ordered", False))
     group.attrs.update({**_encoding("categorical"), "ordered": is_ordered})
-    _copy(frame[name], group, "codes")
-    _copy(categories, group, "categories")
+    copy_element(frame[name], group, "codes")
+    copy_element(categories, group, "categories")
 
 
 def _check_length(column: Any, n_rows: int) -> None:
@@ -87,13 +87,13 @@ def _old_categories(frame: Any, name: str) -> Any:
     return None if pointer is None else frame[pointer]
 
 
-def _copy(element: Any, target: Any, name: str) -> None:
+def copy_element(element: Any, target: Any, name: str) -> None:
     """Copy an array or a group of arrays, with the attributes that anndata gives them."""
     if not hasattr(element, "dtype"):
         group = target.require_group(name)
         group.attrs.update(_plain(element.attrs))
         for key in element:
-            _copy(element[key], group, key)
+            copy_element(element[key], group, key)
         return
     is_text = _is_text(element)
     rows, shape, size = _rows(element), element.shape, max(1, min(element.size, COPIED_AT_ONCE))

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import warnings
@@ -11,13 +10,17 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from tahoe._adata import check_name
+from tahoe._causes import first_line, why_not_written
 from tahoe._dask import Recipe, cluster
+from tahoe._embed_whole import embed_whole
 from tahoe._inputs import Inputs, check_at_least, read_inputs
+from tahoe._lock import sole_run
 from tahoe._objects import check_path
+from tahoe._open import open_source
 from tahoe._rows import row_blocks
-from tahoe._source import identity, open_source
+from tahoe._source import absolute, identity
 from tahoe._store import Store
-from tahoe.errors import InputError, TahoeWarning
+from tahoe.errors import InputError, TahoeError, TahoeWarning
 from tahoe.settings import settings
 
 if TYPE_CHECKING:
@@ -66,14 +69,18 @@ def embed_file(
 
     The vectors are those of `tahoe.tl.embed`. They are written in shards of cells. A shard is there as a whole or not
     at all, and is never computed twice: a run that was interrupted, or killed, goes on with ``resume=True`` where it
-    stopped. Until all shards are there, the store is in a folder beside `output` whose name ends in ``.partial``.
+    stopped. Until all shards are there, the store is in a folder beside `output` whose name ends in ``.partial``. One
+    run at a time writes an output; a second one is told so.
+
+    With an `output` in h5ad the file is read into memory, and written again with what `tahoe.tl.embed` adds.
 
     Parameters
     ----------
     source
-        An h5ad file or a zarr store (v2 or v3), or the URL of one that fsspec can open. Cells by rows (CSR, or dense).
+        An h5ad file, a zarr store (v2 or v3, a folder or a zip archive), a 10x ``.h5`` file, or the URL of one that
+        fsspec can open. Cells by rows (CSR, or dense).
     output
-        The zarr store to write, a folder that must not exist yet.
+        What to write, which must not exist yet: ``NAME.zarr``, or ``NAME.h5ad`` if all of it fits into memory.
     model
         As for `tahoe.tl.embed`.
     mask_var
@@ -100,7 +107,8 @@ def embed_file(
 
     Returns
     -------
-    Nothing. The store is an AnnData for `anndata.read_zarr` and `anndata.experimental.read_lazy`, without ``X``:
+    Nothing. An h5ad file is `source` with what `tahoe.tl.embed` sets. A zarr store is an AnnData without ``X`` for
+    `anndata.read_zarr` and `anndata.experimental.read_lazy`:
 
     ``obsm[key_added]`` : array (`stored_dtype`, cells × d_model)
         The embeddings; NaN for cells that express no gene of the vocabulary.
@@ -115,8 +123,10 @@ def embed_file(
     Raises
     ------
     tahoe.errors.InputError
-        If `source` cannot be read, if `output` exists or cannot be written, if an earlier run is in the way or did
-        something else, or as `tahoe.tl.embed`. Finished shards stay.
+        If `source` cannot be read, if `output` exists or cannot be written, if another run is writing it, if an earlier
+        run is in the way or did something else, or as `tahoe.tl.embed`. Finished shards stay.
+    tahoe.errors.TahoeError
+        If the connection to the cluster is lost. Finished shards stay.
     tahoe.errors.GeneError, tahoe.errors.ModelError, tahoe.errors.DeviceError
         As `tahoe.tl.embed`.
 
@@ -138,41 +148,31 @@ def embed_file(
     check_path("output", output)
     check_name(key_added)
     check_at_least(max_length=(max_length, 2), token_budget=(token_budget, 1), shard_cells=(shard_cells, 1))
+    target = Path(output).absolute()
     _check_output(Path(output), stored_dtype)
-    with open_source(source) as opened:
-        inputs = read_inputs(
-            opened,
-            model,
-            layer=layer,
-            use_raw=use_raw,
-            mask_var=mask_var,
-            min_coverage=min_coverage,
-            gene_key=gene_key,
-            organism=organism,
-            duplicates=duplicates,
-            drug_key=drug_key,
-            drugs=drugs,
-            device=device,
-            dtype=dtype,
-            attention=attention,
-            client=client or cluster(),
-        )
+    what: dict[str, Any] = {"layer": layer, "use_raw": use_raw, "mask_var": mask_var, "min_coverage": min_coverage}
+    what |= {"gene_key": gene_key, "organism": organism, "duplicates": duplicates, "drug_key": drug_key, "drugs": drugs}
+    where: dict[str, Any] = {"device": device, "dtype": dtype, "attention": attention}
+    how: dict[str, Any] = {"max_length": max_length, "normalize": normalize, "seed": seed, "token_budget": token_budget}
+    if target.suffix.lower() == ".h5ad":
+        of_stores = {"columns": columns, "resume": resume, "client": client is not None}
+        _refuse_for_h5ad(of_stores | {"stored_dtype": stored_dtype != "float32", "shard_cells": shard_cells != 4096})
+        embed_whole(source, target, model, key_added=key_added, **what, **where, **how)
+        return
+    with open_source(source) as opened, sole_run(target):
+        inputs = read_inputs(opened, model, **what, **where, client=client or cluster())
         width = inputs.model.config.d_model
-        store = Store(Path(output).absolute(), key_added, opened.n_obs, width, stored_dtype, shard_cells)
-        recipe = inputs.recipe(max_length=max_length, seed=seed, token_budget=token_budget, normalize=normalize)
-        record = inputs.record(max_length=max_length, normalize=normalize, seed=seed, token_budget=token_budget)
-        work = Work(_absolute(opened.path), inputs.matrix.slot, recipe, store)
+        store = Store(target, key_added, opened.n_obs, width, stored_dtype, shard_cells)
+        record = inputs.record(**how)
+        work = Work(absolute(opened.path), inputs.matrix.slot, inputs.recipe(**how), store)
         record["source"] = work.source
         record |= {} if gene_key is None else {"gene_key": gene_key}
         record |= {} if organism is None else {"organism": organism}
         record |= {} if duplicates is None else {"duplicates": duplicates}
-        try:
-            store.begin(_fingerprint(work, inputs, record), resume)
-            store.describe(opened, _var(inputs, columns), _uns(inputs, key_added, record), columns)
-            work.all(inputs.client)
-            n_empty = store.finish()
-        except OSError as error:
-            raise InputError(_cannot_write(error, store)) from error
+        store.begin(_fingerprint(work, inputs, record), resume)
+        store.describe(opened, _var(inputs, columns), _uns(inputs, key_added, record), columns)
+        work.all(inputs.client)
+        n_empty = store.finish()
     if n_empty:
         message = f"{n_empty} of {store.n_cells} cells express no gene of the model's vocabulary; their vectors are NaN"
         warnings.warn(message, TahoeWarning, stacklevel=2)
@@ -218,6 +218,12 @@ class Work:
         try:
             for _, n_cells in as_completed(futures, with_results=True):
                 bar.update(n_cells)
+        except OSError as error:  # workers say themselves what they cannot read or write
+            message = (
+                f"the run stopped: the cluster or the network failed ({type(error).__name__}: {first_line(error)})."
+                f" {self.store.state()}; go on with resume=True (--resume)"
+            )
+            raise TahoeError(message) from error
         finally:
             client.cancel(futures)
 
@@ -226,16 +232,30 @@ def _check_output(output: Path, stored_dtype: str) -> None:
     if stored_dtype not in STORED_DTYPES:
         message = f"stored_dtype={stored_dtype!r} is not supported; use {' or '.join(map(repr, STORED_DTYPES))}"
         raise InputError(message)
-    if output.exists():
+    try:
+        exists, has_folder = output.exists(), output.absolute().parent.is_dir()
+    except OSError as error:
+        message = f"output={str(output)!r} cannot be written: {why_not_written(error)}"
+        raise InputError(message) from error
+    if exists:
         message = f"output={str(output)!r} exists; choose another place, or delete it first"
         raise InputError(message)
-    if not output.absolute().parent.is_dir():
+    if not has_folder:
         message = f"output={str(output)!r} is to be in a folder that does not exist; make {str(output.parent)!r} first"
+        raise InputError(message)
+    if output.suffix.lower() not in (".zarr", ".h5ad"):
+        message = (
+            f"output={str(output)!r}: the name must end in .zarr, for a store that is written by shards, or in .h5ad,"
+            " for a file that is written from memory"
+        )
         raise InputError(message)
 
 
-def _absolute(path: str) -> str:
-    return path if "://" in path else str(Path(path).absolute())
+def _refuse_for_h5ad(given: dict[str, Any]) -> None:
+    useless = [f"{name}=" for name, is_given in given.items() if is_given]
+    if useless:
+        message = f"{', '.join(useless)} goes with a zarr store; an h5ad file is written from memory, at once"
+        raise InputError(message)
 
 
 def _fingerprint(work: Work, inputs: Inputs, record: dict[str, Any]) -> dict[str, Any]:
@@ -274,13 +294,3 @@ def _var(inputs: Inputs, columns: bool) -> pd.DataFrame:
 def _uns(inputs: Inputs, key: str, record: dict[str, Any]) -> dict[str, Any]:
     report = inputs.mapping.report if inputs.mapping is not None else inputs.matrix.adata.uns.get("tahoe_genes")
     return {key: record} | ({} if report is None else {"tahoe_genes": report})
-
-
-def _cannot_write(error: OSError, store: Store) -> str:
-    """What an error of the file system means for the run."""
-    reason = "the disk is full" if error.errno == errno.ENOSPC else str(error) or type(error).__name__
-    n_done = store.n_shards - len(store.missing())
-    return (
-        f"{str(store.output)!r} cannot be written: {reason}. {n_done} of {store.n_shards} shards are finished and stay;"
-        " when it is mended, go on with resume=True (--resume)"
-    )

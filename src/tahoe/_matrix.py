@@ -117,16 +117,18 @@ def choose_matrix(adata: AnnData, *, layer: str | None = None, use_raw: bool = F
     if use_raw and adata.raw is None:
         message = "use_raw=True, but adata.raw is None; leave use_raw away to use adata.X"
         raise InputError(message)
-    if layer is not None:
-        matrix = Matrix(adata.layers[layer], in_memory(adata.var), f'layers["{layer}"]', adata)
-    elif use_raw:
-        matrix = Matrix(adata.raw.X, in_memory(adata.raw.var), "raw.X", adata)
-    else:
-        matrix = Matrix(adata.X, in_memory(adata.var), "X", adata)
+    slot = f'layers["{layer}"]' if layer is not None else "raw.X" if use_raw else "X"
+    with reading(slot, adata.isbacked):  # of a view, scipy must take the part now
+        if layer is not None:
+            matrix = Matrix(adata.layers[layer], in_memory(adata.var), slot, adata)
+        elif use_raw:
+            matrix = Matrix(adata.raw.X, in_memory(adata.raw.var), slot, adata)
+        else:
+            matrix = Matrix(adata.X, in_memory(adata.var), slot, adata)
     if matrix.values is None:
         message = f"adata.X is None. {matrix.remedy()}"
         raise InputError(message)
-    with reading(matrix.slot):
+    with reading(slot, adata.isbacked):
         _refuse_shape(matrix)
         readable = _is_readable(matrix)
     if not readable:

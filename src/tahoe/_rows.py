@@ -26,22 +26,35 @@ def in_file(values: Any) -> bool:
     return hasattr(values, "group") and hasattr(values, "format") and not sparse.issparse(values)
 
 
+def _is_array(values: Any) -> bool:
+    """Whether a matrix lies in memory, and no file is behind it."""
+    return sparse.issparse(values) or isinstance(values, np.ndarray)
+
+
 def by_rows(values: Any, slot: str = "a chunk of the matrix") -> Any:
     """Check a sparse matrix, and turn it if it is not CSR, since each slice would cost a pass over the whole of it."""
-    with reading(slot):
+    with reading(slot, not _is_array(values)):
         check_structure(values, slot)
-    return values.tocsr() if sparse.issparse(values) and values.format != "csr" else values
+        if not sparse.issparse(values):
+            return values
+        return _computable(values).tocsr()
+
+
+def _computable(matrix: Any) -> Any:
+    """The same sparse matrix in numbers that scipy can slice: in this machine's byte order, and not in 16 bits."""
+    dtype = np.dtype(np.float32) if matrix.dtype == np.float16 else matrix.dtype.newbyteorder("=")
+    return matrix if matrix.dtype == dtype else matrix.astype(dtype)
 
 
 def row_blocks(values: Any, start: int, stop: int) -> Iterator[sparse.csr_array]:
     """Walk rows in order, a few at a time, as canonical CSR in float32: no duplicates, no stored zeros."""
     if is_lazy(values):
         for chunk in _chunks(values, start, stop):
-            yield from row_blocks(by_rows(chunk), 0, chunk.shape[0])
+            yield from row_blocks(chunk, 0, chunk.shape[0])
         return
     for first in range(start, stop, BLOCK_CELLS):
         last = min(first + BLOCK_CELLS, stop)
-        with reading(f"rows {first} to {last - 1}"):
+        with reading(f"rows {first} to {last - 1}", not _is_array(values)):
             rows = _read(values, first, last)
         yield canonical_csr(rows)
 
@@ -86,6 +99,7 @@ def _chunks(values: Any, start: int, stop: int) -> Iterator[Any]:
     first = 0
     for number, n_rows in enumerate(values.chunks[0]):
         if first < stop and first + n_rows > start:
-            chunk = values.blocks[number].compute()
-            yield chunk[max(start - first, 0) : stop - first]
+            with reading(f"the chunk of rows {first} to {first + n_rows - 1}"):
+                chunk = values.blocks[number].compute()
+            yield by_rows(chunk)[max(start - first, 0) : stop - first]
         first += n_rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,17 +10,13 @@ import numpy as np
 import pandas as pd
 
 from tahoe import _genes
-from tahoe._adata import add_to_record, looking_at_rows
+from tahoe._adata import looking_at_rows
 from tahoe._matrix import choose_matrix
-from tahoe._source import open_source
-from tahoe._sparse import reading
-from tahoe._store import writing, writing_all_strings
+from tahoe._open import open_source
 from tahoe.errors import InputError, ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from anndata import AnnData
 
     from tahoe.model import TahoeModel
 
@@ -49,37 +44,13 @@ def into_store(source: str, output: str, *, workers: int | None, scheduler: str 
 
 def into_file(source: str, output: str, given: set[str], *, model: Any, **options: Any) -> None:
     """Read a file into memory, embed its cells, and write all of it again."""
-    import anndata
-
-    from tahoe import pp, tl
+    from tahoe._embed_file import embed_file
 
     useless = sorted(f"--{name.replace('_', '-')}" for name in given & OF_STORES)
     if useless:
         message = f"{', '.join(useless)} goes with a zarr store; --output {output} is written from memory, at once"
         raise InputError(message)
-    target = Path(output)
-    if target.exists():
-        message = f"--output {output} exists; choose another name, or delete it first"
-        raise InputError(message)
-    _check_folder(output)
-    with open_source(source):  # with its errors for what cannot be opened
-        is_zarr = Path(source).is_dir() or source.rstrip("/").endswith(".zarr")
-    with reading(repr(source)):
-        adata = anndata.read_zarr(source) if is_zarr else anndata.read_h5ad(source)
-    partial = target.with_name(f"{target.name}.partial")
-    with warnings.catch_warnings():
-        # what cannot be written is told before the work; what anndata warns of, only when it is done
-        warnings.simplefilter("ignore")
-        _write(adata[:0].copy(), partial, output)
-    partial.unlink()
-    mapping = {name: options.pop(name) for name in OF_MAPPING if options[name] is not None}
-    options = {name: value for name, value in options.items() if name not in {*OF_STORES, *OF_MAPPING}}
-    if mapping:
-        pp.map_genes(adata, **mapping)
-    tl.embed(adata, model, **options)
-    add_to_record(adata, options["key_added"], source=str(Path(source).absolute()), **mapping)
-    _write(adata, partial, output)
-    partial.replace(target)
+    embed_file(source, output, model, **{name: value for name, value in options.items() if name not in OF_STORES})
 
 
 def _check_folder(output: str) -> None:
@@ -87,17 +58,6 @@ def _check_folder(output: str) -> None:
     if not folder.is_dir():
         message = f"--output {output} is to be in a folder that does not exist; make {str(folder)!r} first"
         raise InputError(message)
-
-
-def _write(adata: AnnData, partial: Path, output: str) -> None:
-    """Write an h5ad file, or nothing."""
-    try:
-        with writing_all_strings(), writing(f"--output {output}"):
-            adata.write_h5ad(partial)
-    except (OSError, InputError) as error:
-        partial.unlink(missing_ok=True)
-        message = f"--output {output} cannot be written: {error}" if isinstance(error, OSError) else str(error)
-        raise InputError(message) from error
 
 
 def repeated(

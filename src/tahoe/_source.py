@@ -1,31 +1,33 @@
-"""A file of cells, opened for reading by rows: no more of it is in memory than what was asked for."""
+"""A file of cells, read by rows: no more of it is in memory than what was asked for."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import h5py
+import anndata
 import pandas as pd
 import zarr
 from anndata.io import read_elem, sparse_dataset
 
+from tahoe._causes import cannot_lock
 from tahoe._elements import copy_column, length_of, read_column
+from tahoe._formats import of_hdf5
 from tahoe._gene_debris import as_text
-from tahoe._objects import check_path, modality_to_take
+from tahoe._objects import modality_to_take
 from tahoe._sparse import reading
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:
     from types import SimpleNamespace
 
+    from anndata import AnnData
+
 
 class Source:
-    """An AnnData in a file, with those of its attributes that reading needs; made by `open_source`."""
+    """An AnnData in a file, with those of its attributes that reading needs; made by `tahoe._open.open_source`."""
 
     isbacked, is_view = True, False
 
@@ -36,14 +38,14 @@ class Source:
             _refuse_modalities(root, path)
             missing = [name for name in ("obs", "var") if name not in root or "_index" not in root[name].attrs]
         if missing:
-            message = (
-                f"{path!r} is not an AnnData, or in the format of an anndata before 0.7: it has no {missing[0]} with an"
-                " index; read it with anndata and write it again"
-            )
-            raise InputError(message)
-        self.obs = _Columns(root["obs"])
-        self.layers = _Layers(root.get("layers", {}))
-        self.uns = _Elements(root.get("uns", {}))
+            raise InputError(of_hdf5(root, path))
+        self.layers: Mapping[str, Any] = _Layers(root.get("layers", {}))
+        self.uns: Any = _Elements(root.get("uns", {}))
+
+    @cached_property
+    def obs(self) -> Any:
+        """What is known of the cells, a column at a time."""
+        return _Columns(self.root["obs"])
 
     @property
     def n_obs(self) -> int:
@@ -94,6 +96,24 @@ class Source:
         for name in (index, *names):
             copy_column(frame, name, target, self.n_obs)
         return names
+
+    def to_memory(self) -> AnnData:
+        """All of it, as anndata reads it."""
+        with reading(repr(self.path)):
+            if isinstance(self.root, zarr.Group):
+                return anndata.read_zarr(self.root)
+            if "://" in self.path:
+                import fsspec
+
+                with fsspec.open(self.path, "rb") as file:
+                    return anndata.read_h5ad(file)
+            try:
+                return anndata.read_h5ad(self.path)
+            except OSError as error:
+                if not cannot_lock(error):
+                    raise
+                with Path(self.path).open("rb") as file:  # which HDF5 does not lock
+                    return anndata.read_h5ad(file)
 
 
 class _Columns:
@@ -151,23 +171,6 @@ class _Layers(_Elements):
         return _opened(element)
 
 
-@contextmanager
-def open_source(path: str | os.PathLike[str]) -> Iterator[Source]:
-    """Open an h5ad file or a zarr store, here or behind a URL that fsspec knows.
-
-    Raises
-    ------
-    tahoe.errors.InputError
-        If this is no path, or there is no such file, or it is truncated, or no AnnData.
-    """
-    check_path("source", path)
-    name = os.fspath(path)
-    is_zarr = Path(name).is_dir() or name.rstrip("/").endswith(".zarr")
-    opened: AbstractContextManager[Any] = _opened_zarr(name) if is_zarr else _opened_h5ad(name)
-    with opened as root:
-        yield Source(root, name)
-
-
 def _refuse_modalities(root: Any, path: str) -> None:
     """Refuse a MuData, which holds an AnnData for each modality."""
     if "mod" not in root or "X" in root:
@@ -181,39 +184,9 @@ def _refuse_modalities(root: Any, path: str) -> None:
     raise InputError(message)
 
 
-@contextmanager
-def _opened_zarr(name: str) -> Iterator[zarr.Group]:
-    try:
-        root = zarr.open_group(name, mode="r")
-    except Exception as error:  # damaged metadata: whatever zarr's classes raise on it
-        message = f"{name!r} cannot be opened as a zarr store: {_first_line(error)}"
-        raise InputError(message) from error
-    yield root
-
-
-@contextmanager
-def _opened_h5ad(name: str) -> Iterator[h5py.File]:
-    with ExitStack() as stack:
-        try:
-            file = stack.enter_context(_remote(name)) if "://" in name else name
-        except (OSError, ValueError, ImportError) as error:
-            message = f"{name!r} cannot be opened: {_first_line(error)}"
-            raise InputError(message) from error
-        try:
-            root = stack.enter_context(h5py.File(file, "r"))
-        except FileNotFoundError as error:
-            message = f"{name!r} does not exist; give an h5ad file, a zarr store, or the URL of one"
-            raise InputError(message) from error
-        except OSError as error:
-            message = f"{name!r} is not a whole HDF5 file ({_first_line(error)}); was it copied to the end?"
-            raise InputError(message) from error
-        yield root
-
-
-def _remote(url: str) -> Any:
-    import fsspec
-
-    return fsspec.open(url, "rb")
+def absolute(path: str) -> str:
+    """The same path from everywhere; a URL stays as it is."""
+    return path if "://" in path else str(Path(path).absolute())
 
 
 def identity(path: str) -> dict[str, Any]:
@@ -242,7 +215,3 @@ def _opened(element: Any) -> Any:
     """A matrix in a file, by what it is."""
     kind = element.attrs.get("encoding-type", element.attrs.get("h5sparse_format", ""))
     return sparse_dataset(element) if kind in ("csr_matrix", "csc_matrix", "csr", "csc") else element
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__

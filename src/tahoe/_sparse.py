@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
+from tahoe._causes import advised, first_line
 from tahoe.errors import InputError, TahoeError
 
 if TYPE_CHECKING:
@@ -19,15 +20,15 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def reading(what: str) -> Iterator[None]:
-    """Turn whatever a library for files raises on a damaged one into an error that says what was read."""
+def reading(what: str, in_file: bool = True) -> Iterator[None]:
+    """Turn whatever a library raises where it cannot read into an error that says what was read, and what helps."""
     try:
         yield
     except TahoeError:
         raise
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0] or "no reason given"
-        message = f"{what} cannot be read ({type(error).__name__}: {reason}); is the file whole?"
+        seen = f"{what} cannot be read ({type(error).__name__}: {first_line(error)})"
+        message = advised(seen, error, "is the file whole?" if in_file else "")
         raise InputError(message) from error
 
 

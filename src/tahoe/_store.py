@@ -15,6 +15,8 @@ import zarr
 from anndata.io import write_elem
 
 from tahoe._adata import n_genes_name
+from tahoe._causes import why_not_written
+from tahoe._lock import folder_of
 from tahoe.errors import InputError, TahoeError
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ class Store:
     @property
     def unfinished(self) -> Path:
         """Folder of the store until it is complete, and of a note on what is in it."""
-        return self.output.with_name(f"{self.output.name}.partial")
+        return folder_of(self.output)
 
     @property
     def _place(self) -> Path:
@@ -81,8 +83,14 @@ class Store:
         """
         run_file = self.unfinished / RUN_FILE
         if not run_file.is_file():
-            self._make_room()
-            self._lay_out(fingerprint)
+            with self._writing():
+                # what a run left that ended before it began
+                shutil.rmtree(self._place, ignore_errors=True)
+                try:
+                    self._lay_out(fingerprint)
+                except BaseException:
+                    shutil.rmtree(self._place, ignore_errors=True)
+                    raise
         elif not resume:
             message = (
                 f"{str(self.unfinished)!r} is an unfinished run; pass resume=True (--resume) to go on with it, or"
@@ -95,9 +103,10 @@ class Store:
     def write(self, shard: int, vectors: np.ndarray, n_genes: np.ndarray) -> None:
         """Write one shard; the vectors last, since they say that it is done."""
         rows = slice(*self.rows(shard))
-        root = self._root()
-        root["obs"][self.n_genes_name][rows] = n_genes
-        root["obsm"][self.key][rows] = vectors.astype(self.dtype)
+        with self._writing():
+            root = self._root()
+            root["obs"][self.n_genes_name][rows] = n_genes
+            root["obsm"][self.key][rows] = vectors.astype(self.dtype)
 
     def describe(self, source: Source, var: pd.DataFrame, uns: dict[str, Any], columns: bool) -> None:
         """Write what is not per shard: before the shards, so that what cannot be written costs no work.
@@ -108,10 +117,12 @@ class Store:
             If something cannot be written; a store without a shard is then removed.
         """
         try:
-            self._describe(source, var, uns, columns)
+            with self._writing():
+                self._describe(source, var, uns, columns)
         except Exception:
             if len(self.missing()) == self.n_shards:
-                shutil.rmtree(self.unfinished)
+                (self.unfinished / RUN_FILE).unlink(missing_ok=True)
+                shutil.rmtree(self._place, ignore_errors=True)
             raise
 
     def _describe(self, source: Source, var: pd.DataFrame, uns: dict[str, Any], columns: bool) -> None:
@@ -128,31 +139,37 @@ class Store:
 
     def finish(self) -> int:
         """Let the store appear; gives the number of cells without a vector."""
-        root = self._root()
-        obs = root["obs"]
-        _encode(root, "anndata")
-        with warnings.catch_warnings():
-            # on what zarr's specification does not have yet
-            warnings.filterwarnings("ignore", message="Consolidated metadata")
-            zarr.consolidate_metadata(root.store)
-        n_empty = sum(
-            int((obs[self.n_genes_name][slice(*self.rows(shard))] == 0).sum()) for shard in range(self.n_shards)
-        )
-        self._place.rename(self.output)
-        shutil.rmtree(self.unfinished)
+        with self._writing():
+            root = self._root()
+            n_genes = root["obs"][self.n_genes_name]
+            _encode(root, "anndata")
+            with warnings.catch_warnings():
+                # on what zarr's specification does not have yet
+                warnings.filterwarnings("ignore", message="Consolidated metadata")
+                zarr.consolidate_metadata(root.store)
+            n_empty = sum(int((n_genes[slice(*self.rows(shard))] == 0).sum()) for shard in range(self.n_shards))
+            self._place.rename(self.output)
+            (self.unfinished / RUN_FILE).unlink()
         return n_empty
 
-    def _root(self) -> Any:
-        return zarr.open_group(self._place, mode="r+")
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Say what an error of the file system means for the run."""
+        try:
+            yield
+        except OSError as error:
+            message = (
+                f"{str(self.output)!r} cannot be written: {why_not_written(error)}. {self.state()}; when it is mended,"
+                " go on with resume=True (--resume)"
+            )
+            raise InputError(message) from error
 
-    def _make_room(self) -> None:
-        """Remove what a run left that ended before it began, and nothing else."""
-        foreign = {path.name for path in self.unfinished.glob("*")} - {"store", f"{RUN_FILE}.new"}
-        if foreign or self.unfinished.is_file():
-            message = f"{str(self.unfinished)!r} is in the way, and tahoe did not write it; choose another output"
-            raise InputError(message)
-        if self.unfinished.exists():
-            shutil.rmtree(self.unfinished)
+    def state(self) -> str:
+        """How far the run has come."""
+        return f"{self.n_shards - len(self.missing())} of {self.n_shards} shards are finished and stay"
+
+    def _root(self) -> Any:
+        return zarr.open_group(self._place, mode="r+", use_consolidated=False)
 
     def _lay_out(self, fingerprint: dict[str, Any]) -> None:
         root: Any = zarr.create_group(self._place, zarr_format=3)

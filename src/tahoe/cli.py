@@ -120,7 +120,7 @@ how_to_store = _grouped(
 )
 @click.pass_context
 def embed(context: click.Context, source: str | None, output: str, like: str | None, **options: Any) -> None:
-    """Embed the cells of SOURCE: an h5ad file, a zarr store, or the URL of one.
+    """Embed the cells of SOURCE: an h5ad file, a zarr store, a 10x .h5 file, or the URL of one.
 
     With a .zarr output the cells are streamed, a block at a time, into a new AnnData store without X: for files larger
     than memory, and for long runs, which --resume takes up again after an interruption. With an .h5ad output the file
@@ -142,9 +142,9 @@ def embed(context: click.Context, source: str | None, output: str, like: str | N
     if source is None:
         message = "Missing argument 'SOURCE'; only with --like may it be left out."
         raise click.UsageError(message)
-    if output.rstrip("/").endswith(".zarr"):
+    if output.rstrip("/").lower().endswith(".zarr"):
         _runs.into_store(source, output, **options)
-    elif output.endswith(".h5ad"):
+    elif output.lower().endswith(".h5ad"):
         _runs.into_file(source, output, given, **options)
     else:
         message = f"--output {output}: the name must end in .zarr or .h5ad."
