@@ -14,6 +14,7 @@ from zarr.errors import NodeNotFoundError
 
 from tahoe._causes import advised, cannot_lock, first_line, why_not_opened
 from tahoe._formats import HEAD, ZIP, of_file, of_folder
+from tahoe._objects import check_path
 from tahoe._source import Source
 from tahoe._tenx import TenX, is_tenx
 from tahoe.errors import InputError
@@ -37,21 +38,11 @@ def open_source(path: str | os.PathLike[str]) -> Iterator[Source]:
         If there is no such file, if it cannot be read, is truncated, or something else: with what it is, as far as it
         can be told, and how to go on.
     """
-    name = _name_of(path)
+    check_path("source", path)
+    name = os.fsdecode(path)
     with ExitStack() as stack:
         root = _open_url(name, stack) if "://" in name else _open_here(name, stack)
         yield TenX(root, name) if is_tenx(root) else Source(root, name)
-
-
-def _name_of(path: Any) -> str:
-    try:
-        return os.fsdecode(path)
-    except TypeError as error:
-        message = (
-            f"source= must be the path or the URL of a file, not {type(path).__name__}; what is in memory goes to"
-            " tahoe.tl.embed(adata)"
-        )
-        raise InputError(message) from error
 
 
 def _open_here(name: str, stack: ExitStack) -> Any:
