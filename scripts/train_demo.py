@@ -1,4 +1,4 @@
-"""Train the demo model that ships with the package: a small Tahoe-x1 network on some 28,000 human cells.
+"""Train the demo model that ships with the package: a small Tahoe-x1 network on some 26,000 human cells.
 
     python scripts/demo_cells.py CELLS.h5ad [MORE.h5ad ...] --output cells.npz     # once; needs AnnData
     python scripts/train_demo.py cells.npz --minutes 4 --output run                # torch and numpy; best on a GPU

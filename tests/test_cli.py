@@ -28,9 +28,9 @@ def test_demo_prints_a_comparison(demo):
     rows = dict(re.findall(r"^(tahoe demo|PCA-50) +([\d.]+ +[\d.]+ +[\d.]+)", printed, flags=re.MULTILINE))
     ours, pca = ([float(x) for x in rows[name].split()] for name in ("tahoe demo", "PCA-50"))
     # far better than the commonest type (0.34) and than chance, on cells that were never seen
-    assert ours[0] > 0.65
-    assert ours[1] > 0.2
-    assert ours[2] > 0.4
+    assert ours[0] > 0.76
+    assert ours[1] > 0.3
+    assert ours[2] > 0.52
     assert pca[0] > 0.75
     assert "not for science" in printed
 

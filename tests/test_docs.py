@@ -68,7 +68,7 @@ def test_the_first_example_needs_no_extra(page, tmp_path, monkeypatch):
     code = re.search(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)[1]
     names: dict = {}
     exec(code.replace('model="70m"', 'model="demo"'), names)
-    assert names["adata"].obsm["X_tahoe"].shape == (60, 96)
+    assert names["adata"].obsm["X_tahoe"].shape == (60, 128)
     assert names["adata"].obsm["X_umap"].shape == (60, 2)
 
 

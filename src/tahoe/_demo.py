@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 LABELS = "bulk_labels"
 NOTICE = (
-    "The demo model is small and was trained on some 7,000 cells; it is for trying the package, not for science."
+    "The demo model is small and was trained on some 26,000 cells; it is for trying the package, not for science."
     " For that use model='70m', '1b' or '3b'."
 )
 

@@ -142,7 +142,7 @@ def embed_file(
     >>> tahoe.datasets.pbmc68k()[:50].write_h5ad(f"{folder}/cells.h5ad")
     >>> tahoe.embed_file(f"{folder}/cells.h5ad", f"{folder}/embedded.zarr", "demo")
     >>> anndata.read_zarr(f"{folder}/embedded.zarr").obsm["X_tahoe"].shape
-    (50, 96)
+    (50, 128)
     """
     check_path("source", source)
     check_path("output", output)

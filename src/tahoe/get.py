@@ -66,7 +66,7 @@ def gene_embeddings(
     >>> adata = tahoe.datasets.pbmc68k()
     >>> genes = tahoe.get.gene_embeddings(adata, "demo", 0)
     >>> genes.shape[1]
-    96
+    128
     """
     inputs, tokens = _one_cell(adata, model, cell, layer, use_raw, drug_key, drugs, max_length, seed)
     places, columns = _genes_in_order(inputs, tokens)

@@ -37,10 +37,10 @@ def test_it_knows_the_genes_of_the_demo_cells(demo):
 
 
 def test_it_predicts_masked_genes_of_unseen_cells(demo):
-    """Better than any constant; the mean of each gene in this very set, unknown to the model, is better still."""
+    """Far better than any constant: about as well as the mean of each gene in this very set, unknown to the model."""
     adata = tahoe.datasets.pbmc68k()[::3].copy()
     tahoe.pp.map_genes(adata)
     columns = demo.vocabulary.tokens_of(adata.var["tahoe_gene"].astype(str).to_numpy())
     errors = evaluate(demo.network, demo.tokenize(adata.X, columns))
-    assert errors["expression_mse"] < 0.87 * errors["constant_mse"]
-    assert errors["mvc_mse"] < 0.92 * errors["constant_mse"]
+    assert errors["expression_mse"] < 0.74 * errors["constant_mse"]
+    assert errors["mvc_mse"] < 0.77 * errors["constant_mse"]

@@ -82,7 +82,7 @@ def test_a_name_that_several_columns_bear(cells):
         ("NKG7", {"group": "other"}, "which has 0: none; leave group= away"),
         ("NKG7", {"n_neighbors": 0}, "n_neighbors=0"),
         ("NKG7", {"min_cells": 10_000}, "expressed in min_cells=10000 cells; lower it"),
-        ("MS4A1", {}, "gene='MS4A1' has no vector"),
+        ("TNFRSF17", {}, "gene='TNFRSF17' has no vector"),
     ],
 )
 def test_bad_arguments(cells, gene, options, message):

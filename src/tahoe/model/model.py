@@ -127,7 +127,7 @@ class TahoeModel:
         >>> model = tahoe.load_model("demo", device="cpu")
         >>> tokens = model.tokenize(adata.X[:5], model.vocabulary.tokens_of(adata.var["tahoe_gene"]))
         >>> model.embed_cells(tokens).shape
-        torch.Size([5, 96])
+        torch.Size([5, 128])
         """
         if getattr(block, "format", "") != "csr":
             message = (
