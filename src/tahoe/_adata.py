@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import pandas as pd
 
 from tahoe._genes import map_genes
 from tahoe._matrix import in_memory
-from tahoe.errors import InputError
+from tahoe.errors import InputError, TahoeWarning
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -94,15 +95,19 @@ def row_of(adata: AnnData, cell: str | int) -> int:
 
 
 def check_key(adata: AnnData, key: str, *slots: tuple[str, str]) -> None:
-    """Refuse to overwrite what this package did not write: these slots, and ``uns[key]``."""
-    if not isinstance(key, str) or not key or "/" in key or key == "tahoe_genes":
-        message = f"key_added={key!r}; it must be the name of a slot, without '/', such as 'X_tahoe'"
-        raise InputError(message)
+    """Check the name of a result, and warn of what it will overwrite if that has no record of this package.
+
+    Called by a verb itself, so that the warning points to the line of the user.
+    """
+    check_name(key)
     ours = isinstance(adata.uns.get(key), Mapping) and "tahoe_version" in adata.uns[key]
     taken = [f"{slot}[{name!r}]" for slot, name in (*slots, ("uns", key)) if name in getattr(adata, slot)]
     if taken and not ours:
-        message = f"{taken[0]} exists and was not written by tahoe; choose another key_added, or delete it first"
-        raise InputError(message)
+        message = (
+            f"{' and '.join(taken)} will be overwritten: uns[{key!r}] does not say that tahoe wrote it (anndata.concat"
+            " leaves uns out). To keep it, pass another key_added"
+        )
+        warnings.warn(message, TahoeWarning, stacklevel=3)
 
 
 def check_name(key: str) -> None:

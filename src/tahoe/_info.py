@@ -74,7 +74,10 @@ def _file(path: str) -> str:
 
     records = records_of(path)
     if not records:
-        message = f"{path!r} has no result of tahoe: nothing in uns says where it comes from"
+        message = (
+            f"{path!r} has no result of tahoe: nothing in uns says where it comes from; anndata.concat leaves uns out,"
+            " unless uns_merge= says otherwise"
+        )
         raise InputError(message)
     parts = []
     for key, record in records.items():

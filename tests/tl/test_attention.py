@@ -109,7 +109,6 @@ def test_pairs_that_few_cells_express_are_left_out(tiny, full_cells):
         ({"min_cells": 0}, "min_cells=0"),
         ({"drug_key": "drug"}, "has no drug encoder"),
         ({"layer": "nothing"}, "does not exist"),
-        ({"key_added": "mine"}, r"varp\['mine'\] exists and was not written by tahoe"),
     ],
 )
 def test_bad_arguments(tiny, full_cells, options, message):

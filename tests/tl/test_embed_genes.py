@@ -81,8 +81,6 @@ def test_without_context(tiny, full_cells):
     [
         ({"groupby": "nothing"}, "groupby='nothing' is not a column of adata.obs"),
         ({"groupby": "holes"}, r"obs\['holes'\] is missing for 1 cells"),
-        ({"key_added": "loadings"}, r"varm\['loadings'\] exists and was not written by tahoe"),
-        ({"key_added": "own", "groupby": "kind"}, r"varm\['own_a'\] exists and was not written by tahoe"),
         ({"groupby": "kind", "context": False}, "with context=False the vectors are the same in all cells"),
         ({"layer": "nothing"}, "does not exist"),
     ],

@@ -141,6 +141,11 @@ def predict_expression(
     _check_question(asked, mask_fraction, decoder)
     score_names = [] if mask_fraction is None else [f"{key_added}_{name}" for name in SCORES]
     slot = "layers" if asked is None else "obsm"
+    if slot == "layers" and layer == key_added:
+        message = (
+            f"key_added={key_added!r} is the layer that is read, which the predictions would replace; choose another"
+        )
+        raise InputError(message)
     check_key(adata, key_added, (slot, key_added), *(("obs", name) for name in score_names))
     adata = to_change(adata, copy)
     inputs = read_inputs(
