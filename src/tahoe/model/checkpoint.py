@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from tahoe.errors import ModelError
 from tahoe.model.config import ModelConfig
-from tahoe.model.layout import COLLATOR_FILE, DRUGS_FILE, FILES, MODEL_FILE, VOCABULARY_FILE, WEIGHTS_FILE
+from tahoe.model.layout import COLLATOR_FILE, DRUGS_FILE, MODEL_FILE, VOCABULARY_FILE, WEIGHTS_FILE, check_folder
 from tahoe.model.network import Network
 from tahoe.model.vocab import DRUG, Vocabulary, read_ids
 
@@ -66,10 +66,7 @@ def read_checkpoint(folder: Path) -> tuple[Network, Vocabulary, dict[str, int]]:
         If a file is missing, unreadable or truncated, if a weight is missing, unexpected or of another shape, or if the
         configuration asks for something that is not implemented.
     """
-    missing = [name for name in FILES if not (folder / name).is_file()]
-    if missing:
-        message = f"{folder} has no {' and no '.join(missing)}; a checkpoint folder holds {', '.join(FILES)}"
-        raise ModelError(message)
+    check_folder(folder)
     vocabulary = Vocabulary.read(folder / VOCABULARY_FILE)
     config = ModelConfig.read(folder)
     state = _read_weights(folder / WEIGHTS_FILE)

@@ -98,6 +98,13 @@ def check_name(name: str) -> None:
         name.lower().removeprefix("tahoe-x1-").removeprefix("tahoe-"), known, n=1, cutoff=0.3
     )
     hint = f"did you mean {near[0]!r}? " if near else ""
+    of_hub = [known for known, release in RELEASES.items() if release.repository.lower() == name.lower().strip("/")]
+    if of_hub:
+        hint = f"that repository has the models {', '.join(map(repr, of_hub))}. "
+    elif Path(name).is_file():
+        hint = f"it is a file: pass its folder, {str(Path(name).parent)!r}. "
+    elif any(separator in name for separator in "/\\~"):
+        hint = "there is no such folder here. "
     message = (
         f"model={name!r} is neither a registered name nor a folder; {hint}"
         f"Registered are {', '.join(map(repr, known))}; a folder must hold {', '.join(FILES)}"

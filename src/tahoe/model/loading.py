@@ -152,15 +152,23 @@ def _computes_bfloat16(device: torch.device) -> bool:
 
 def _located(model: str | os.PathLike[str], revision: str | None) -> tuple[str, Path, str | None, str]:
     """Name, folder and commit of a model, and the hash of its weights as far as it is known."""
-    folder = Path(model)
+    try:
+        folder = Path(model)
+    except TypeError as error:
+        message = f"model= must be a name, a folder or a loaded model, not {type(model).__name__}"
+        raise ModelError(message) from error
     if isinstance(model, str) and model == hub.DEMO:
         _refuse_revision(revision, "the demo model, which ships with the package")
         return model, hub.demo_folder(), None, ""
     if isinstance(model, str) and model in hub.RELEASES:
         found = hub.download(model, revision=revision, cache_dir=settings.cache_dir)
         return model, found.folder, found.commit, found.sha256[WEIGHTS_FILE]
-    if not folder.is_dir():
-        hub.check_name(str(model))
+    try:
+        if not folder.is_dir():
+            hub.check_name(str(model))
+    except OSError as error:
+        message = f"model={str(model)!r} cannot be read: {error.strerror}"
+        raise ModelError(message) from error
     _refuse_revision(revision, f"the folder {str(model)!r}")
     return folder.resolve().name, folder, None, ""
 
