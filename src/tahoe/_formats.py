@@ -119,6 +119,8 @@ def of_folder(name: str) -> str:
     names = {path.name for path in place.iterdir()}
     if {"run.json", "store"} <= names:
         return f"{name!r} is an unfinished run; finish it with resume=True (--resume), and take its output"
+    if "model.safetensors" in names:
+        return f"{name!r} is the folder of a model; pass it as model= (--model), and cells as source"
     if names & {"matrix.mtx", "matrix.mtx.gz"}:
         return f"{name!r} is a folder of 10x Genomics (mtx); sc.read_10x_mtx({name!r}).write_h5ad('cells.h5ad')"
     stores = (each for each in place.absolute().parents if (each / "obs").is_dir() and (each / "var").is_dir())

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tahoe.errors import ModelError
-from tahoe.model.digests import Known, check_digests
+from tahoe.model.digests import Known, check_digests, recorded_sha256
 from tahoe.model.layout import DRUGS_FILE, FILES, VOCABULARY_FILE, WEIGHTS_FILE
 from tahoe.settings import settings
 
@@ -145,6 +145,12 @@ def cached(name: str, *, cache_dir: Path | None = None) -> Path | None:
     release = RELEASES[name]
     root = _cached(release, release.revision, cache_dir)
     return root and root / release.folder
+
+
+def checked_sha256(name: str, folder: Path, *, cache_dir: Path | None = None) -> str:
+    """Digest of the weights of a cached checkpoint as it was last checked, "" if it was not; nothing is hashed."""
+    release = RELEASES[name]
+    return recorded_sha256(folder / WEIGHTS_FILE, _record(release, folder.parent.name, cache_dir))
 
 
 def _cached(release: Release, revision: str, cache_dir: Path | None) -> Path | None:

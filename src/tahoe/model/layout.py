@@ -54,7 +54,7 @@ def check_folder(folder: Path) -> None:
 
 def _instead(folder: Path, missing: list[str]) -> str:
     """What is there instead of the missing files."""
-    below = list(_checkpoints(folder))
+    below = list(checkpoints_below(folder))
     if below:
         return f"; pass the folder below it that has: {', '.join(map(repr, map(str, below[:4])))}"
     names = sorted(path.name for path in folder.iterdir())
@@ -68,7 +68,7 @@ def _instead(folder: Path, missing: list[str]) -> str:
     return f"; a checkpoint folder holds {', '.join(FILES)}"
 
 
-def _checkpoints(folder: Path) -> Iterator[Path]:
+def checkpoints_below(folder: Path) -> Iterator[Path]:
     """Folders below one that hold weights, the nearest first; a whole disk is not searched."""
     level, seen = [folder], 0
     for _ in range(DEEP):

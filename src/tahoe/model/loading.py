@@ -83,7 +83,7 @@ def load_model(
     # ordinary tensors, which can be trained, whatever mode or default device the caller is in
     with torch.inference_mode(False), torch.device("cpu"):
         network, vocabulary, drugs = read_checkpoint(folder)
-        precision = _choose_dtype(dtype or settings.dtype, where, network.config.precision)
+        precision = choose_dtype(dtype or settings.dtype, where, network.config.precision)
         kernel = choose_attention(attention, where, precision, network.config.d_model)
         network.set_precision(precision).to(where)
     loaded = TahoeModel(name, network, vocabulary, where, kernel, folder, commit, drugs, sha256)
@@ -127,7 +127,8 @@ def _refuse_forked_cuda() -> None:
         raise DeviceError(message)
 
 
-def _choose_dtype(dtype: str | torch.dtype | None, device: torch.device, precision: str) -> torch.dtype:
+def choose_dtype(dtype: str | torch.dtype | None, device: torch.device, precision: str) -> torch.dtype:
+    """The precision that was asked for, if the device has it; `None` is the checkpoint's own where it is computed."""
     if dtype is None:
         return torch.bfloat16 if "bf16" in precision and _computes_bfloat16(device) else torch.float32
     chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
@@ -195,7 +196,7 @@ def _moved(
     """Refuse to change a loaded model behind the back of whoever else holds it."""
     wanted = {
         "device": (None if device is None else choose_device(device), model.device),
-        "dtype": (None if dtype is None else _choose_dtype(dtype, model.device, ""), model.dtype),
+        "dtype": (None if dtype is None else choose_dtype(dtype, model.device, ""), model.dtype),
         "attention": (None if attention in (None, "auto") else attention, model.attention),
     }
     for argument, (asked, present) in wanted.items():
