@@ -17,12 +17,14 @@ ZIP = b"PK\x03\x04"
 IN_R = 'in R: anndataR::write_h5ad(readRDS({name}), "cells.h5ad"), of a SingleCellExperiment or a Seurat object'
 IN_PYTHON = "if you trust it, unpickle it, and call .write_h5ad('cells.h5ad') on the AnnData"
 # What a file begins with, what it then is, and what to do; {name} is its name in quotes, {bare} without.
-KINDS: tuple[tuple[bytes, str, str], ...] = (
+STAND_INS: tuple[tuple[bytes, str, str], ...] = (
     (b"version https://git-lfs.github.com", "is a pointer of Git LFS, not the file itself", "call `git lfs pull`"),
     (b"/annex/objects/", "is a pointer of git-annex, not the file itself", "call `git annex get {bare}`"),
     (b"<!doctype html", "is a page of a web site, not data", "download the file itself; the site may ask for a login"),
     (b"<html", "is a page of a web site, not data", "download the file itself; the site may ask for a login"),
     (b"<?xml", "is an answer in XML, not data, such as a server gives that refuses a download", "download it again"),
+)
+KINDS: tuple[tuple[bytes, str, str], ...] = (
     (b"BZh", "is compressed by bzip2", "call `bunzip2 -k {bare}`"),
     (b"\xfd7zXZ\x00", "is compressed by xz", "call `unxz -k {bare}`"),
     (b"\x28\xb5\x2f\xfd", "is compressed by zstd", "call `unzstd {bare}`"),
@@ -42,11 +44,19 @@ def of_file(head: bytes, name: str) -> str:
         return _packed(head, name)
     if head[257:262] == b"ustar":
         return _told(name, "is a tar archive", "unpack it first: `tar xf {bare}`")
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     for mark, what, todo in KINDS:
-        if head.startswith(mark) or start[: len(mark)].lower() == mark:
+        if head.startswith(mark):
             return _told(name, what, todo)
-    return _table(head, name)
+    return stand_in(head, name) or _table(head, name)
+
+
+def stand_in(head: bytes, name: str) -> str:
+    """Say what a failed download, or a checkout, has put in the place of a file; "" if it may be the file."""
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    for mark, what, todo in STAND_INS:
+        if start.startswith(mark):
+            return _told(name, what, todo)
+    return ""
 
 
 def _packed(head: bytes, name: str) -> str:
@@ -109,6 +119,8 @@ def of_folder(name: str) -> str:
     names = {path.name for path in place.iterdir()}
     if {"run.json", "store"} <= names:
         return f"{name!r} is an unfinished run; finish it with resume=True (--resume), and take its output"
+    if "model.safetensors" in names:
+        return f"{name!r} is the folder of a model; pass it as model= (--model), and cells as source"
     if names & {"matrix.mtx", "matrix.mtx.gz"}:
         return f"{name!r} is a folder of 10x Genomics (mtx); sc.read_10x_mtx({name!r}).write_h5ad('cells.h5ad')"
     stores = (each for each in place.absolute().parents if (each / "obs").is_dir() and (each / "var").is_dir())

@@ -10,8 +10,11 @@ from typing import Any
 
 from tahoe.errors import InputError
 from tahoe.model import hub
+from tahoe.model.layout import MODEL_FILE, WEIGHTS_FILE, checkpoints_below, file_sha256
 from tahoe.settings import settings
 
+# Bytes of weights that `info` hashes at the most: some seconds.
+HASHED = 1 << 30
 PACKAGES = ("tahoe-anndata", "anndata", "scanpy", "torch", "numpy", "scipy", "huggingface-hub", "zarr")
 
 
@@ -19,8 +22,15 @@ def describe(subject: str | None) -> str:
     """Describe the installation, a model, or the results in a file."""
     if subject is None:
         return _installation()
-    is_model = subject in (*hub.RELEASES, hub.DEMO) or (Path(subject) / "model_config.yml").is_file()
+    is_model = subject in (*hub.RELEASES, hub.DEMO) or _is_checkpoint(Path(subject))
     return _model(subject) if is_model else _file(subject)
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is one of a model, or has some below it, which is told then."""
+    if any((folder / mark).is_file() for mark in ("zarr.json", ".zgroup")):
+        return False
+    return (folder / MODEL_FILE).is_file() or next(checkpoints_below(folder), None) is not None
 
 
 def _installation() -> str:
@@ -45,28 +55,46 @@ def _state(name: str) -> str:
 
 
 def _model(name: str) -> str:
-    """What a model is; a registered one that is not cached is not downloaded for that."""
-    from tahoe.model import load_model
+    """What a model is: from its configuration and the header of its weights, which are not loaded.
 
-    if name in hub.RELEASES and hub.cached(name, cache_dir=settings.cache_dir) is None:
-        release = hub.RELEASES[name]
-        return _aligned({name: release.about, "from": f"{release.repository} {release.revision}", "cached": "no"})
-    model = load_model(name)
-    config = model.config
+    A registered one that is not cached is not downloaded for that.
+    """
+    from tahoe.model.checkpoint import read_checkpoint
+    from tahoe.model.loading import choose_device, choose_dtype
+
+    folder = hub.demo_folder() if name == hub.DEMO else Path(name)
+    revision = "none"
+    if name in hub.RELEASES:
+        release, found = hub.RELEASES[name], hub.cached(name, cache_dir=settings.cache_dir)
+        if found is None:
+            return _aligned({name: release.about, "from": f"{release.repository} {release.revision}", "cached": "no"})
+        folder, revision = found, release.revision
+    network, vocabulary, _ = read_checkpoint(folder, weights=False)
+    config, device = network.config, choose_device(settings.device)
+    dtype = choose_dtype(settings.dtype, device, config.precision)
     lines: dict[str, Any] = {
-        "model": model.name,
-        "folder": model.folder,
-        "revision": model.revision or "none",
-        "sha256": model.weights_sha256,
-        "vocabulary sha256": model.vocabulary.sha256,
-        "parameters": f"{model.n_parameters:,}",
+        "model": name if name in (*hub.RELEASES, hub.DEMO) else folder.resolve().name,
+        "folder": folder,
+        "revision": revision,
+        "sha256": _sha256(name, folder),
+        "vocabulary sha256": vocabulary.sha256,
+        "parameters": f"{network.n_parameters:,}",
         "layers × width": f"{config.n_layers} × {config.d_model}, {config.n_heads} heads",
-        "genes": f"{len(model.vocabulary.genes):,}",
+        "genes": f"{len(vocabulary.genes):,}",
         "drugs": f"{config.drug_encoder.n_drugs:,}" if config.drug_encoder else "no drug encoder",
         "precision it was trained in": config.precision,
-        "here it would run": f"on {model.device} in {str(model.dtype).removeprefix('torch.')}",
+        "here it would run": f"on {device} in {str(dtype).removeprefix('torch.')}",
     }
     return _aligned(lines)
+
+
+def _sha256(name: str, folder: Path) -> str:
+    """Hash of the weights, unless it would take a pass over a large file."""
+    weights = folder / WEIGHTS_FILE
+    checked = hub.checked_sha256(name, folder, cache_dir=settings.cache_dir) if name in hub.RELEASES else ""
+    if checked or weights.stat().st_size < HASHED:
+        return checked or file_sha256(weights)
+    return f"of {weights.stat().st_size:,} bytes, not computed here: sha256sum {weights}"
 
 
 def _file(path: str) -> str:
@@ -74,7 +102,10 @@ def _file(path: str) -> str:
 
     records = records_of(path)
     if not records:
-        message = f"{path!r} has no result of tahoe: nothing in uns says where it comes from"
+        message = (
+            f"{path!r} has no result of tahoe: nothing in uns says where it comes from; anndata.concat leaves uns out,"
+            " unless uns_merge= says otherwise"
+        )
         raise InputError(message)
     parts = []
     for key, record in records.items():

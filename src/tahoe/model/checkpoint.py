@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -15,11 +15,12 @@ from safetensors.torch import save_file
 
 from tahoe.errors import ModelError
 from tahoe.model.config import ModelConfig
-from tahoe.model.layout import COLLATOR_FILE, DRUGS_FILE, FILES, MODEL_FILE, VOCABULARY_FILE, WEIGHTS_FILE
+from tahoe.model.layout import COLLATOR_FILE, DRUGS_FILE, MODEL_FILE, VOCABULARY_FILE, WEIGHTS_FILE, check_folder
 from tahoe.model.network import Network
 from tahoe.model.vocab import DRUG, Vocabulary, read_ids
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from torch import Tensor
@@ -53,8 +54,10 @@ RELEASED = {ours: released for released, ours in KEYS.items()}
 PREFIX = "model."
 
 
-def read_checkpoint(folder: Path) -> tuple[Network, Vocabulary, dict[str, int]]:
+def read_checkpoint(folder: Path, *, weights: bool = True) -> tuple[Network, Vocabulary, dict[str, int]]:
     """Read a folder in the released layout.
+
+    Without `weights` only the header of their file is read: the network then has shapes and no values.
 
     Returns
     -------
@@ -67,13 +70,10 @@ def read_checkpoint(folder: Path) -> tuple[Network, Vocabulary, dict[str, int]]:
         If a file is missing, unreadable or truncated, if a weight is missing, unexpected or of another shape, or if the
         configuration asks for something that is not implemented.
     """
-    missing = [name for name in FILES if not (folder / name).is_file()]
-    if missing:
-        message = f"{folder} has no {' and no '.join(missing)}; a checkpoint folder holds {', '.join(FILES)}"
-        raise ModelError(message)
+    check_folder(folder)
     vocabulary = Vocabulary.read(folder / VOCABULARY_FILE)
     config = ModelConfig.read(folder)
-    state = _read_weights(folder / WEIGHTS_FILE)
+    state = _read_weights(folder / WEIGHTS_FILE, _aligned_weight if weights else _shape)
     config = _with_drug_table(config, state)
     _check_vocabulary(vocabulary, config, folder)
     _check_depth(config, state, folder)
@@ -149,7 +149,7 @@ def _translated(key: str, names: dict[str, str]) -> str:
     return f"{names[pattern]}.{kind}".replace("{i}", number.group() if number else "")
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def _read_weights(path: Path, read: Callable[[Any, str], Tensor]) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             names = {key: our_name(key) for key in file.keys()}  # noqa: SIM118  not a dict
@@ -157,7 +157,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
                 twice = next(key for key in names if key.startswith(PREFIX) and key.removeprefix(PREFIX) in names)
                 message = f"{path.name} in {path.parent} has {twice} twice, with and without the prefix {PREFIX!r}"
                 raise ModelError(message)
-            return {ours: _aligned(file.get_tensor(key)) for key, ours in names.items()}
+            return {ours: read(file, key) for key, ours in names.items()}
     except (SafetensorError, ValueError, OSError) as error:
         message = (
             f"{path.name} in {path.parent} is not a whole safetensors file ({path.stat().st_size:,} bytes):"
@@ -166,11 +166,19 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise ModelError(message) from error
 
 
-def _aligned(tensor: Tensor) -> Tensor:
-    """The tensor as torch would have allocated it: elsewhere than that, the same weights may round otherwise.
+def _shape(file: Any, key: str) -> Tensor:
+    """A weight without its values, as the header of the file has it."""
+    weight = file.get_slice(key)
+    dtype = torch.float32 if weight.get_dtype().startswith(("F", "BF")) else torch.int64
+    return torch.empty(weight.get_shape(), dtype=dtype, device="meta")
+
+
+def _aligned_weight(file: Any, key: str) -> Tensor:
+    """A weight as torch would have allocated it: elsewhere than that, the same weights may round otherwise.
 
     A file puts its weights at any multiple of their size, after a header of any length.
     """
+    tensor = file.get_tensor(key)
     return tensor if tensor.data_ptr() % 64 == 0 else tensor.clone()
 
 

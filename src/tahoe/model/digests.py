@@ -66,6 +66,14 @@ def check_digests(
     return {name: entry["sha256"] for name, entry in after.items()}
 
 
+def recorded_sha256(path: Path, record: Path | None) -> str:
+    """The sha256 that a file had when it was last checked, "" if it has changed since or never was."""
+    stat = path.stat()
+    entry = _read_record(record).get(path.name, {})
+    unchanged = entry.items() >= {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}.items()
+    return entry["sha256"] if unchanged else ""
+
+
 def _checked(path: Path, known: Known | None, before: dict[str, Any], record: Path | None) -> dict[str, Any]:
     """Size, time and sha256 of a file that is as it should be."""
     stat = path.stat()

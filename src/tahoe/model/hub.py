@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tahoe.errors import ModelError
-from tahoe.model.digests import Known, check_digests
+from tahoe.model.digests import Known, check_digests, recorded_sha256
 from tahoe.model.layout import DRUGS_FILE, FILES, VOCABULARY_FILE, WEIGHTS_FILE
 from tahoe.settings import settings
 
@@ -98,6 +98,13 @@ def check_name(name: str) -> None:
         name.lower().removeprefix("tahoe-x1-").removeprefix("tahoe-"), known, n=1, cutoff=0.3
     )
     hint = f"did you mean {near[0]!r}? " if near else ""
+    of_hub = [known for known, release in RELEASES.items() if release.repository.lower() == name.lower().strip("/")]
+    if of_hub:
+        hint = f"that repository has the models {', '.join(map(repr, of_hub))}. "
+    elif Path(name).is_file():
+        hint = f"it is a file: pass its folder, {str(Path(name).parent)!r}. "
+    elif any(separator in name for separator in "/\\~"):
+        hint = "there is no such folder here. "
     message = (
         f"model={name!r} is neither a registered name nor a folder; {hint}"
         f"Registered are {', '.join(map(repr, known))}; a folder must hold {', '.join(FILES)}"
@@ -138,6 +145,12 @@ def cached(name: str, *, cache_dir: Path | None = None) -> Path | None:
     release = RELEASES[name]
     root = _cached(release, release.revision, cache_dir)
     return root and root / release.folder
+
+
+def checked_sha256(name: str, folder: Path, *, cache_dir: Path | None = None) -> str:
+    """Digest of the weights of a cached checkpoint as it was last checked, "" if it was not; nothing is hashed."""
+    release = RELEASES[name]
+    return recorded_sha256(folder / WEIGHTS_FILE, _record(release, folder.parent.name, cache_dir))
 
 
 def _cached(release: Release, revision: str, cache_dir: Path | None) -> Path | None:

@@ -85,7 +85,7 @@ def load_model(
         network, vocabulary, drugs = read_checkpoint(folder)
         # now, since the file may be another one by the time that somebody asks
         sha256 = sha256 or file_sha256(folder / WEIGHTS_FILE)
-        precision = _choose_dtype(dtype or settings.dtype, where, network.config.precision)
+        precision = choose_dtype(dtype or settings.dtype, where, network.config.precision)
         kernel = choose_attention(attention, where, precision, network.config.d_model)
         network.set_precision(precision).to(where)
     loaded = TahoeModel(name, network, vocabulary, where, kernel, folder, commit, drugs, sha256)
@@ -129,7 +129,8 @@ def _refuse_forked_cuda() -> None:
         raise DeviceError(message)
 
 
-def _choose_dtype(dtype: str | torch.dtype | None, device: torch.device, precision: str) -> torch.dtype:
+def choose_dtype(dtype: str | torch.dtype | None, device: torch.device, precision: str) -> torch.dtype:
+    """The precision that was asked for, if the device has it; `None` is the checkpoint's own where it is computed."""
     if dtype is None:
         return torch.bfloat16 if "bf16" in precision and _computes_bfloat16(device) else torch.float32
     chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
@@ -154,15 +155,23 @@ def _computes_bfloat16(device: torch.device) -> bool:
 
 def _located(model: str | os.PathLike[str], revision: str | None) -> tuple[str, Path, str | None, str]:
     """Name, folder and commit of a model, and the hash of its weights if the download told it."""
-    folder = Path(model)
+    try:
+        folder = Path(model)
+    except TypeError as error:
+        message = f"model= must be a name, a folder or a loaded model, not {type(model).__name__}"
+        raise ModelError(message) from error
     if isinstance(model, str) and model == hub.DEMO:
         _refuse_revision(revision, "the demo model, which ships with the package")
         return model, hub.demo_folder(), None, ""
     if isinstance(model, str) and model in hub.RELEASES:
         found = hub.download(model, revision=revision, cache_dir=settings.cache_dir)
         return model, found.folder, found.commit, found.sha256[WEIGHTS_FILE]
-    if not folder.is_dir():
-        hub.check_name(str(model))
+    try:
+        if not folder.is_dir():
+            hub.check_name(str(model))
+    except OSError as error:
+        message = f"model={str(model)!r} cannot be read: {error.strerror}"
+        raise ModelError(message) from error
     _refuse_revision(revision, f"the folder {str(model)!r}")
     return folder.resolve().name, folder, None, ""
 
@@ -189,7 +198,7 @@ def _moved(
     """Refuse to change a loaded model behind the back of whoever else holds it."""
     wanted = {
         "device": (None if device is None else choose_device(device), model.device),
-        "dtype": (None if dtype is None else _choose_dtype(dtype, model.device, ""), model.dtype),
+        "dtype": (None if dtype is None else choose_dtype(dtype, model.device, ""), model.dtype),
         "attention": (None if attention in (None, "auto") else attention, model.attention),
     }
     for argument, (asked, present) in wanted.items():

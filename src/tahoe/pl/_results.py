@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from tahoe._adata import slot_names
@@ -15,7 +16,14 @@ if TYPE_CHECKING:
 
 def slot_of(adata: AnnData, container: str, key: str, group: str | None, verb: str) -> tuple[str, int]:
     """Slot of a result in ``varm`` or ``varp``, for a group if it was made by group, and the number of that group."""
-    record = adata.uns.get(key, {})
+    record = adata.uns.get(key)
+    if group is not None and not isinstance(record, Mapping):
+        message = (
+            f"group={group!r}, but uns[{key!r}] has no record of groups; call tahoe.tl.{verb}(adata, groupby=...), also"
+            " where anndata.concat left uns out"
+        )
+        raise InputError(message)
+    record = record if isinstance(record, Mapping) else {}
     groups = [str(name) for name in record.get("groups", [])]
     if group is not None and group not in groups:
         near = difflib.get_close_matches(group, groups, n=1) or groups[:5]
