@@ -104,7 +104,7 @@ def draw_views(
     n_entries = int(sizes_R.sum())
     sizes, firsts, sources = (torch.from_numpy(a).to(device) for a in (sizes_R, firsts_R, cells.bounds_C[rows_R]))
     view_S = torch.repeat_interleave(sizes, output_size=n_entries)
-    entry_S = torch.arange(n_entries, device=device) + (sources - firsts)[view_S]
+    entry_S = torch.arange(n_entries, dtype=torch.int64, device=device) + (sources - firsts)[view_S]
     ids_S, counts_S = cells.ids_E[entry_S].long(), cells.counts_E[entry_S]
     if thin_to_R is not None:
         shares = torch.from_numpy(thin_to_R.astype(np.float32)).to(device)
@@ -150,7 +150,7 @@ def _places(n_genes_R: Tensor, room: int, mask_share: float) -> tuple[Tensor, Te
     n_asked = int(room * mask_share)
     n_R = n_genes_R.clamp(max=room)
     asked_R = (n_R * mask_share).long()
-    column_N = torch.arange(room, device=n_genes_R.device)
+    column_N = torch.arange(room, dtype=torch.int64, device=n_genes_R.device)
     is_asked_N = column_N >= room - n_asked
     nth_N = torch.where(is_asked_N, column_N - (room - n_asked), column_N)
     limit_RN = torch.where(is_asked_N, asked_R[:, None], (n_R - asked_R)[:, None])
