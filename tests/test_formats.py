@@ -101,6 +101,8 @@ def test_h5ad_and_archives(h5ad, store):
         assert how in refusal(folder / "cells.tar")
     shutil.make_archive(str(folder / "plain"), "zip", folder, "cells.h5ad")
     assert "is a zip archive without a zarr store; unpack it first" in refusal(folder / "plain.zip")
+    np.savez(folder / "arrays.npz", a=np.ones(3))
+    assert "scipy.sparse.load_npz" in refusal(folder / "arrays.npz")
     shutil.make_archive(str(folder / "cut"), "zip", store)
     (folder / "cut.zip").write_bytes((folder / "cut.zip").read_bytes()[:5000])
     assert "is not a whole zip archive" in refusal(folder / "cut.zip")

@@ -28,7 +28,6 @@ KINDS: tuple[tuple[bytes, str, str], ...] = (
     (b"BZh", "is compressed by bzip2", "call `bunzip2 -k {bare}`"),
     (b"\xfd7zXZ\x00", "is compressed by xz", "call `unxz -k {bare}`"),
     (b"\x28\xb5\x2f\xfd", "is compressed by zstd", "call `unzstd {bare}`"),
-    (ZIP, "is a zip archive without a zarr store", "unpack it first: `unzip {bare}`"),
     (b"RDX", "is a file of R", IN_R),
     (b"X\n\x00\x00\x00", "is a file of R (rds)", IN_R),
     (b"%%MatrixMarket", "is a matrix of Matrix Market (mtx)", "{mtx}"),
@@ -91,6 +90,17 @@ def _told(name: str, what: str, todo: str) -> str:
     return f"{name!r} {what}; {todo.format(name=repr(name), bare=name, mtx=mtx)}"
 
 
+def of_zip(inside: list[str], name: str) -> str:
+    """Say what a zip archive is that holds no zarr store, by the names of what is in it."""
+    if inside and all(each.endswith(".npy") for each in inside):
+        return _told(
+            name, "is a file of numpy or scipy (npz)", "anndata.AnnData(scipy.sparse.load_npz({name}), obs, var)"
+        )
+    if "[Content_Types].xml" in inside:
+        return _told(name, "is a table of Excel", "sc.read_excel({name}, sheet).write_h5ad('cells.h5ad')")
+    return _told(name, "is a zip archive without a zarr store", "unpack it first: `unzip {bare}`")
+
+
 def of_hdf5(keys: Iterable[str], name: str) -> str:
     """Say what an HDF5 file or a zarr store is that has these elements and no obs and var with an index."""
     keys = set(keys)
@@ -123,6 +133,8 @@ def of_folder(name: str) -> str:
         return f"{name!r} is the folder of a model; pass it as model= (--model), and cells as source"
     if names & {"matrix.mtx", "matrix.mtx.gz"}:
         return f"{name!r} is a folder of 10x Genomics (mtx); sc.read_10x_mtx({name!r}).write_h5ad('cells.h5ad')"
+    if any(each.startswith("__tiledb_group") or each == "__group" for each in names):
+        return f"{name!r} is a TileDB-SOMA experiment; write h5ad with tiledbsoma.io.to_h5ad"
     stores = (each for each in place.absolute().parents if (each / "obs").is_dir() and (each / "var").is_dir())
     above = next(stores, None)
     if above is not None:

@@ -13,7 +13,7 @@ import zarr
 from zarr.errors import NodeNotFoundError
 
 from tahoe._causes import advised, cannot_lock, first_line, why_not_opened
-from tahoe._formats import HEAD, ZIP, of_file, of_folder
+from tahoe._formats import HEAD, ZIP, of_file, of_folder, of_zip
 from tahoe._objects import check_path
 from tahoe._source import Source
 from tahoe._tenx import TenX, is_tenx
@@ -54,7 +54,7 @@ def _open_here(name: str, stack: ExitStack) -> Any:
             raise InputError(_not_there(place))
         with place.open("rb") as file:
             head = file.read(HEAD)
-        if head.startswith(ZIP) and _top_of(name) is not None:
+        if head.startswith(ZIP):
             return _open_zip(name, stack)
         return _open_hdf5(name, head, name, stack)
     except OSError as error:
@@ -96,25 +96,22 @@ def _open_folder(name: str) -> zarr.Group:
         raise InputError(message) from error
 
 
-def _top_of(name: str) -> str | None:
-    """Where in a zip archive a zarr store is, at the top or in its only folder; None if there is no store."""
+def _open_zip(name: str, stack: ExitStack) -> zarr.Group:
+    """Open a zarr store in a zip archive, at its top or in its only folder."""
     try:
         with zipfile.ZipFile(name) as archive:
-            paths = map(PurePosixPath, archive.namelist())
-            tops = sorted((path.parent for path in paths if path.name in MARKS), key=lambda path: len(path.parts))
+            inside = archive.namelist()
     except zipfile.BadZipFile as error:
         message = f"{name!r} is not a whole zip archive ({first_line(error)}); was it copied to the end?"
         raise InputError(message) from error
-    return None if not tops or len(tops[0].parts) > 1 else "/".join(tops[0].parts)
-
-
-def _open_zip(name: str, stack: ExitStack) -> zarr.Group:
+    tops = [path.parent.parts for path in map(PurePosixPath, inside) if path.name in MARKS]
+    top = min(tops, key=len, default=None)
+    if top is None or len(top) > 1:
+        raise InputError(of_zip(inside, name))
     try:
         store = zarr.storage.ZipStore(name, mode="r")
         stack.callback(store.close)
-        return zarr.open_group(store, path=_top_of(name) or "", mode="r")
-    except InputError:
-        raise
+        return zarr.open_group(store, path="/".join(top), mode="r")
     except Exception as error:  # as for a folder
         message = f"{name!r} cannot be opened as a zarr store: {first_line(error)}"
         raise InputError(message) from error

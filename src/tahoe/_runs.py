@@ -11,6 +11,7 @@ import pandas as pd
 
 from tahoe import _genes
 from tahoe._adata import looking_at_rows
+from tahoe._causes import why_not_written
 from tahoe._matrix import choose_matrix
 from tahoe._open import open_source
 from tahoe.errors import InputError, ModelError
@@ -140,7 +141,11 @@ def mapped(source: str, gene_key: str | None, organism: str, duplicates: str, ou
         table["counts"] = pd.Series(report["counts"]).map("{:.3%}".format)
     if output is not None:
         genes = pd.DataFrame({"tahoe_gene": mapping.gene, "tahoe_match": mapping.match}, index=var.index)
-        genes.to_csv(output, index_label="gene")
+        try:
+            genes.to_csv(output, index_label="gene")
+        except OSError as error:
+            message = f"--output {output} cannot be written: {why_not_written(error)}"
+            raise InputError(message) from error
     lost = f"\nmost expressed of the lost: {', '.join(report['lost'])}" if report["lost"] else ""
     against = f"\n{report['contradiction']}" if report["contradiction"] else ""
     return f"{table[table['genes'] > 0].to_string()}\n\n{report['summary']}{lost}{against}"

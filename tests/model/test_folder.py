@@ -13,6 +13,7 @@ import tahoe
 from tahoe.errors import ModelError
 from tahoe.model import hub
 from tahoe.model.layout import FILES
+from tahoe.model.vocab import read_ids
 
 
 @pytest.fixture
@@ -116,3 +117,10 @@ def test_permission_denied(checkpoint, name):
 )
 def test_names_that_lead_nowhere(model, told):
     assert told in refusal(model)
+
+
+def test_a_file_of_drugs_is_a_pointer_too(tmp_path):
+    path = tmp_path / "drugs.json"
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n")
+    with pytest.raises(ModelError, match="is a pointer of Git LFS"):
+        read_ids(path, "drugs")

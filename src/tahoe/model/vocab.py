@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tahoe._formats import HEAD, stand_in
 from tahoe.errors import ModelError
 from tahoe.model.layout import VOCABULARY_FILE
 
@@ -91,7 +92,16 @@ def read_ids(path: Path, what: str) -> dict[str, int]:
         message = f"{path.name} in {path.parent} has {size:,} bytes; a file of {what} has at most {LARGEST_FILE:,}"
         raise ModelError(message)
     try:
-        ids = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
+        content = path.read_bytes()
+        told = stand_in(content[:HEAD], str(path))
+        if told:
+            raise ModelError(told)
+        ids = json.loads(content.decode("utf-8"), object_pairs_hook=_each_once)
+    except OSError as error:
+        message = f"{path.name} in {path.parent} cannot be read: {error.strerror}"
+        raise ModelError(message) from error
+    except ModelError:
+        raise
     except (ValueError, RecursionError) as error:
         message = f"{path.name} in {path.parent} is not readable JSON: {error}"
         raise ModelError(message) from error
