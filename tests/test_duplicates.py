@@ -16,6 +16,7 @@ from tahoe.errors import InputError, TahoeWarning
 from tahoe.model.rows import add_columns
 from tahoe.model.tokenizer import tokenize
 
+pytestmark = pytest.mark.filterwarnings("ignore:Variable names are not unique")
 N_SPLIT = 60
 
 
@@ -192,6 +193,14 @@ def test_predictions_stand_at_one_column_of_each_gene(summed, whole):
     tahoe.tl.predict_expression(summed, "demo", genes=list(names), key_added="asked")
     table = summed.obsm["asked"]
     assert (table.to_numpy() == table.to_numpy()[:, :1]).all()
+
+
+def test_columns_that_bear_one_name_are_one_gene(summed, whole):
+    gene = whole.var_names[0]
+    summed.var_names = summed.var["symbol"].to_numpy()
+    for adata in (summed, whole):
+        tahoe.tl.predict_expression(adata, "demo", genes=[gene], key_added="asked")
+    np.testing.assert_array_equal(summed.obsm["asked"], whole.obsm["asked"])
 
 
 def test_single_cells(summed, whole):

@@ -234,14 +234,20 @@ def _predict(
 def _tokens_of(inputs: Inputs, genes: list[str]) -> np.ndarray:
     """Token id of each gene that is asked for."""
     names = inputs.matrix.var.index
-    columns = names.get_indexer_for(pd.Index(genes))
-    if len(columns) > len(genes):
-        twice = [gene for gene in genes if (names == gene).sum() > 1]
+    asked = names.isin(genes)
+    # of columns with one name, those that count: an antibody or the second probe of a gene is no other gene
+    counting = pd.Series(inputs.column_tokens, names)[asked & (inputs.column_tokens >= 0)]
+    counting = counting[~counting.reset_index().duplicated().to_numpy()]
+    twice = counting.index[counting.index.duplicated()].tolist()
+    if twice:
         message = f"genes={twice[:5]}: names that several columns bear; call adata.var_names_make_unique() first"
         raise InputError(message)
     ids = [found[0] if (found := find_id(gene)) else gene for gene in genes]
-    tokens = np.where(columns >= 0, inputs.column_tokens[columns], inputs.model.vocabulary.tokens_of(ids))
-    absent = np.flatnonzero((columns < 0) & (tokens < 0))
+    is_column = pd.Index(genes).isin(names[asked])
+    tokens = np.where(
+        is_column, counting.reindex(genes, fill_value=-1).to_numpy(), inputs.model.vocabulary.tokens_of(ids)
+    )
+    absent = np.flatnonzero(~is_column & (tokens < 0))
     if len(absent):
         tokens[absent] = inputs.model.vocabulary.tokens_of(resolve([genes[i] for i in absent])[0])
     unknown = [gene for gene, token in zip(genes, tokens, strict=True) if token < 0]
