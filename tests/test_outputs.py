@@ -96,6 +96,12 @@ def test_an_h5ad_output_that_fails_leaves_nothing(cells, tmp_path):
     assert (tmp_path / "there.h5ad").read_text() == "precious"
 
 
+def test_a_finished_run_is_not_resumed(cells, tmp_path):
+    by_function(tmp_path / "cells.h5ad", tmp_path / "out.zarr", resume=True)
+    with pytest.raises(InputError, match="exists, so there is nothing to resume"):
+        by_function(tmp_path / "cells.h5ad", tmp_path / "out.zarr", resume=True)
+
+
 @DOORS
 @pytest.mark.parametrize("kind", ["zarr", "h5ad"])
 def test_a_url_as_source(cells, tmp_path, door, kind):

@@ -149,7 +149,7 @@ def embed_file(
     check_name(key_added)
     check_at_least(max_length=(max_length, 2), token_budget=(token_budget, 1), shard_cells=(shard_cells, 1))
     target = Path(output).absolute()
-    _check_output(Path(output), stored_dtype)
+    _check_output(Path(output), stored_dtype, resume)
     what: dict[str, Any] = {"layer": layer, "use_raw": use_raw, "mask_var": mask_var, "min_coverage": min_coverage}
     what |= {"gene_key": gene_key, "organism": organism, "duplicates": duplicates, "drug_key": drug_key, "drugs": drugs}
     where: dict[str, Any] = {"device": device, "dtype": dtype, "attention": attention}
@@ -228,7 +228,7 @@ class Work:
             client.cancel(futures)
 
 
-def _check_output(output: Path, stored_dtype: str) -> None:
+def _check_output(output: Path, stored_dtype: str, resume: bool) -> None:
     if stored_dtype not in STORED_DTYPES:
         message = f"stored_dtype={stored_dtype!r} is not supported; use {' or '.join(map(repr, STORED_DTYPES))}"
         raise InputError(message)
@@ -238,7 +238,8 @@ def _check_output(output: Path, stored_dtype: str) -> None:
         message = f"output={str(output)!r} cannot be written: {why_not_written(error)}"
         raise InputError(message) from error
     if exists:
-        message = f"output={str(output)!r} exists; choose another place, or delete it first"
+        done = ", so there is nothing to resume" if resume else ""
+        message = f"output={str(output)!r} exists{done}; choose another place, or delete it first"
         raise InputError(message)
     if not has_folder:
         message = f"output={str(output)!r} is to be in a folder that does not exist; make {str(output.parent)!r} first"

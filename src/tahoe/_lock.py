@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from typing import TYPE_CHECKING
 
@@ -83,28 +83,23 @@ def _refuse_foreign(folder: Path) -> None:
 
 def _owned(folder: Path, output: Path) -> FileIO:
     """The file of the lock, locked and signed."""
+    lock, me = folder / LOCK_FILE, (socket.gethostname(), os.getpid())
     while True:
         folder.mkdir(exist_ok=True)
-        try:
-            file = FileIO(os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666), "r+")
-        except FileNotFoundError:
-            continue  # a run that ended took the folder away
-        try:
+        with suppress(FileNotFoundError), ExitStack() as stack:
+            file = stack.enter_context(FileIO(os.open(lock, os.O_RDWR | os.O_CREAT, 0o666), "r+"))
             of_system = _locked(file)
-            if of_system is None or _may_go_on(folder / LOCK_FILE, file, of_system):
+            if of_system is None or _may_go_on(lock, file, of_system):
                 raise _busy(output, _owner(file))
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file.fileno()), (folder / LOCK_FILE).stat()):
-                    _sign(file, f"{socket.gethostname()} {os.getpid()}")
-                    if not of_system:
-                        time.sleep(1)  # who signed last has it
-                        if _owner(file) != (socket.gethostname(), os.getpid()):
-                            raise _busy(output, _owner(file))
-                    return file
-        except BaseException:
-            file.close()
-            raise
-        file.close()
+            if not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                continue  # a run that ended took it away; so it did where a file is not found
+            _sign(file, *me)
+            if not of_system:
+                time.sleep(1)  # who signed last has it
+                if _owner(file) != me:
+                    raise _busy(output, _owner(file))
+            stack.pop_all()
+            return file
 
 
 def _locked(file: FileIO) -> bool | None:
@@ -140,10 +135,11 @@ def _owner(file: FileIO) -> tuple[str, int] | None:
     return (host, int(process)) if host and process.isdigit() else None
 
 
-def _sign(file: FileIO, name: str) -> None:
+def _sign(file: FileIO, host: str = "", process: int | str = "") -> None:
+    """Say who writes; nobody, without arguments."""
     file.seek(0)
     file.truncate()
-    file.write(name.encode())
+    file.write(f"{host} {process}".encode())
     os.fsync(file.fileno())
 
 
@@ -182,7 +178,7 @@ def _beat(lock: Path, ended: threading.Event) -> None:
 def _release(folder: Path, file: FileIO) -> None:
     """Give the lock back, and take the folder away if nothing else is in it."""
     with suppress(OSError):
-        _sign(file, "")
+        _sign(file)
         if {path.name for path in folder.iterdir()} == {LOCK_FILE}:
             # while it is held: what others may have opened is no lock any more
             (folder / LOCK_FILE).unlink()

@@ -109,11 +109,8 @@ def _start_on_the_scale_of_bins(network: Network, generator: torch.Generator) ->
     """
     hidden = network.value.hidden
     hidden.weight.mul_(4 / N_BINS)
-    hidden.bias.copy_(
-        -hidden.weight[:, 0]
-        * torch.rand(hidden.bias.shape, generator=generator, dtype=torch.float32, device=generator.device)
-        * N_BINS
-    )
+    bends = torch.rand(hidden.bias.shape, generator=generator, dtype=torch.float32, device=generator.device)
+    hidden.bias.copy_(-hidden.weight[:, 0] * bends * N_BINS)
     spread = 1.0 if network.config.scaled_targets else N_BINS / 4
     network.expression.out.weight.mul_(spread)
     if not network.config.scaled_targets:
@@ -233,8 +230,7 @@ def train(
     optimizer = _optimizer(network, plan)
     first = _resume(network, optimizer, state_file) if state_file and state_file.is_file() else 0
     bar = tqdm(range(first, plan.steps), initial=first, total=plan.steps, unit="step", disable=not progress)
-    # also the way back would be computed as the caller's autocast says
-    with torch.autocast(device.type, enabled=False):
+    with torch.autocast(device.type, enabled=False):  # that of the caller would hold on the way back, too
         for step in bar:
             generator = np.random.default_rng([plan.seed, step])
             tokens = sampler(generator)
