@@ -57,7 +57,7 @@ def into_file(source: str, output: str, given: set[str], *, model: Any, **option
 def _check_folder(output: str) -> None:
     folder = Path(output).absolute().parent
     if not folder.is_dir():
-        message = f"--output {output} is to be in a folder that does not exist; make {str(folder)!r} first"
+        message = f"--output {output} cannot be written: the folder {str(folder)!r} does not exist; make it first"
         raise InputError(message)
 
 
