@@ -195,7 +195,7 @@ def test_a_cluster_that_is_lost_is_no_full_disk(cells, tmp_path, monkeypatch):
         raise gone
 
     with (
-        distributed.LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster,
+        distributed.LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as cluster,
         distributed.Client(cluster) as client,
     ):
         monkeypatch.setattr("distributed.as_completed", lost)
