@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import h5py
 import zarr
-from zarr.errors import NodeNotFoundError
+from zarr.errors import ContainsArrayError, NodeNotFoundError
 
 from tahoe._causes import advised, cannot_lock, first_line, why_not_opened
 from tahoe._formats import HEAD, ZIP, of_file, of_folder, of_zip
@@ -90,7 +90,7 @@ def _open_folder(name: str) -> zarr.Group:
     except PermissionError:
         raise
     except Exception as error:  # damaged metadata: whatever zarr's classes raise on it
-        if not any((Path(name) / mark).is_file() for mark in MARKS):
+        if isinstance(error, ContainsArrayError) or not any((Path(name) / mark).is_file() for mark in MARKS):
             raise InputError(of_folder(name)) from error
         message = f"{name!r} cannot be opened as a zarr store: {first_line(error)}"
         raise InputError(message) from error
