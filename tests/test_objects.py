@@ -15,6 +15,9 @@ import tahoe
 from tahoe.cli import main
 from tahoe.errors import InputError
 
+# what mudata 0.4 asks of pandas 3.1
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:mudata")
+
 
 def modalities():
     mudata = pytest.importorskip("mudata")
@@ -22,7 +25,9 @@ def modalities():
     cells.obs, cells.uns, cells.obsm = cells.obs[[]], {}, {}
     protein = cells[:, :5].copy()
     protein.var_names = "protein " + protein.var_names
-    with mudata.set_options(pull_on_update=False):
+    # mudata 0.3 has a function for it
+    override = mudata.settings.override if hasattr(mudata, "settings") else mudata.set_options
+    with override(pull_on_update=False):
         return mudata.MuData({"gex": cells, "prot": protein})
 
 
