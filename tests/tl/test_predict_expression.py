@@ -229,7 +229,7 @@ def test_a_gene_that_this_model_was_not_made_with():
 def test_names_that_several_columns_bear(full_cells, tiny):
     known = [gene in tiny.vocabulary for gene in full_cells.var_names]
     first, second = np.flatnonzero(known)[:2]
-    names = full_cells.var_names.to_numpy(dtype=object)
+    names = np.array(full_cells.var_names, dtype=object)
     names[[first, second]] = "twice"
     full_cells.var_names = names
     with pytest.raises(InputError, match="several columns bear"):
