@@ -22,7 +22,7 @@ demo: environment ## embed real cells with the built-in model: tahoe-demo.png, t
 
 test: $(VENV)/.test ## run the tests
 	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest --quiet --doctest-modules src
+	$(BIN)/python -m pytest --quiet --doctest-modules --ignore-glob="*/triton_*.py" src
 
 test-newest: ## run the tests with the newest Python and the newest releases of everything, in .venv-newest
 	@test -n "$(INTERPRETER_NEWEST)" || { echo "none of $(PYTHON_NEWEST) is here; PYTHON_NEWEST= names another" >&2; exit 1; }
@@ -30,7 +30,7 @@ test-newest: ## run the tests with the newest Python and the newest releases of 
 	$(NEWEST)/bin/python $(PIP_INSTALL) --upgrade pip
 	$(NEWEST)/bin/python $(PIP_INSTALL) --upgrade --upgrade-strategy eager --editable ".[leiden]" --group test
 	$(NEWEST)/bin/python -m pytest
-	$(NEWEST)/bin/python -m pytest --quiet --doctest-modules src
+	$(NEWEST)/bin/python -m pytest --quiet --doctest-modules --ignore-glob="*/triton_*.py" src
 
 lint: $(VENV)/.lint ## style and types
 	$(BIN)/ruff check .
