@@ -33,8 +33,8 @@ from measuring import (
     start_peak,
 )
 
-from tahoe.model.checkpoint import write_checkpoint
-from tahoe.model.linear import has_bfloat16
+from tahoe.model.checkpoint.weights import write_checkpoint
+from tahoe.model.cpu.linear import has_bfloat16
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,11 +18,11 @@ import torch
 from measuring import SHAPES, best_rate, draw_lengths, draw_model, draw_tokens, machine, measured, operations, peak
 from measuring import start_peak as start
 
-from tahoe.model.attention import ATTENTION
-from tahoe.model.compiling import entries
-from tahoe.model.exponentials import exponentials
-from tahoe.model.linear import computed_in, has_bfloat16, has_int8
-from tahoe.model.streams import spread
+from tahoe.model.cpu.compiling import entries
+from tahoe.model.cpu.linear import computed_in, has_bfloat16, has_int8
+from tahoe.model.cpu.softmax import exponentials
+from tahoe.model.cpu.threads import spread
+from tahoe.model.network.attention import ATTENTION
 
 if TYPE_CHECKING:
     from collections.abc import Callable

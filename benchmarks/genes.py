@@ -9,7 +9,7 @@ from anndata import AnnData
 from scipy import sparse
 
 import tahoe.pp
-from tahoe._gene_table import load_table
+from tahoe._genes.table import load_table
 
 N_GENES, N_CELLS = 60_000, 1_000
 

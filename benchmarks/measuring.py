@@ -20,10 +20,10 @@ import numpy as np
 import torch
 
 from tahoe.model import ModelConfig, Network, TahoeModel, Tokens, Vocabulary
-from tahoe.model.attention import choose_attention
-from tahoe.model.linear import has_onednn, product
-from tahoe.model.streams import n_streams, spread
-from tahoe.model.training import new_network
+from tahoe.model.cpu.linear import has_onednn, product
+from tahoe.model.cpu.threads import n_streams, spread
+from tahoe.model.network.attention import choose_attention
+from tahoe.model.training.loop import new_network
 
 if TYPE_CHECKING:
     from collections.abc import Callable

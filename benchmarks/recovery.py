@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 import tahoe
-from tahoe.model.masking import hide_share
+from tahoe.model.tokens.edits import hide_share
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from demo_cells import Cells

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from measuring import SHAPES, draw_model, machine
 
-from tahoe.model.checkpoint import write_checkpoint
+from tahoe.model.checkpoint.weights import write_checkpoint
 
 REPEATS = 5
 CODE = """

@@ -20,8 +20,9 @@ from measuring import machine
 from scipy import sparse
 
 import tahoe
-from tahoe.model import ModelConfig, Vocabulary, tokenize, tokenizer
-from tahoe.model.tokenizer import GRADES
+from tahoe.model import ModelConfig, Vocabulary, tokenize
+from tahoe.model.tokens import tokenizer
+from tahoe.model.tokens.tokenizer import GRADES
 
 REPEATS = 7
 

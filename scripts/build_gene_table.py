@@ -42,7 +42,7 @@ NOT_A_NAME = re.compile(r"[\d.]*|nan|na|n/a|none|null", re.IGNORECASE)
 CLONE = re.compile(r"[A-Z]{1,2}\d{5,6}\.\d+|(?:RP|CT|XX|LL|KB|GS|LA|WI)[A-Za-z]*\d*-\w+\.\d+")
 # Tiers of the mouse table: each the best for the other, the best only for the mouse gene, a synonym of the mouse gene.
 MUTUAL, ONE_WAY, SYNONYM = 1, 2, 3
-# The order is the order of certainty, and tahoe._gene_table reads the numbers: change both together.
+# The order is the order of certainty, and tahoe._genes.table reads the numbers: change both together.
 SYMBOL, PREVIOUS, ALIAS, RETIRED, AMBIGUOUS = 1, 2, 3, 4, 6
 
 
@@ -263,7 +263,7 @@ def write(path: Path, table: dict[str, np.ndarray]) -> None:
 
 def judge(wheels: Wheels, vocabulary: set[str]) -> None:
     """Read each annotation's names as a file of it would have them, and compare with its ids."""
-    from tahoe._genes import resolve
+    from tahoe._genes.mapping import resolve
 
     for release, table in read_annotations(wheels).items():
         table = table[table["primary"] & table["gene"].isin(vocabulary) & (table["name"] != table["gene"])]

@@ -47,15 +47,15 @@ from tahoe_x1.data import CountDataset  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from tahoe.model import TahoeModel, load_model  # noqa: E402
-from tahoe.model.checkpoint import write_checkpoint  # noqa: E402
+from tahoe.model.checkpoint.weights import write_checkpoint  # noqa: E402
 from tahoe.model.config import DrugEncoderConfig, ModelConfig  # noqa: E402
-from tahoe.model.layout import DRUGS_FILE, WEIGHTS_FILE  # noqa: E402
-from tahoe.model.tokenizer import tokenize  # noqa: E402
-from tahoe.model.training import new_network  # noqa: E402
-from tahoe.model.vocab import Vocabulary  # noqa: E402
+from tahoe.model.files import DRUGS_FILE, WEIGHTS_FILE  # noqa: E402
+from tahoe.model.tokens.tokenizer import tokenize  # noqa: E402
+from tahoe.model.tokens.vocabulary import Vocabulary  # noqa: E402
+from tahoe.model.training.loop import new_network  # noqa: E402
 
 if TYPE_CHECKING:
-    from tahoe.model.network import Batch
+    from tahoe.model.network.network import Batch
 
 HEART = Path(__file__).parents[1] / "tests" / "data" / "heart.npz"
 # fmt: off

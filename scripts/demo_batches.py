@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tahoe.model import Network, Vocabulary, tokenize
-from tahoe.model.checkpoint import read_checkpoint
-from tahoe.model.two_views import masked_losses, outputs
-from tahoe.model.views import CellCounts, Views, draw_views
+from tahoe.model.checkpoint.weights import read_checkpoint
+from tahoe.model.training.two_views import masked_losses, outputs
+from tahoe.model.training.views import CellCounts, Views, draw_views
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,14 +17,14 @@ from fuzz_changes import LINES, arrays_changed, bytes_changed, elements_changed,
 from scipy import sparse
 
 import tahoe
-from tahoe._engine import embed_cells
-from tahoe._inputs import read_inputs
-from tahoe._open import open_source
+from tahoe._cells.opening import open_source
+from tahoe._run.batches import embed_cells
+from tahoe._run.inputs import read_inputs
 from tahoe.model import ModelConfig, TahoeModel, Vocabulary
-from tahoe.model.checkpoint import our_name, read_checkpoint, write_checkpoint
+from tahoe.model.checkpoint.weights import our_name, read_checkpoint, write_checkpoint
 from tahoe.model.config import COLLATOR_FILE, MODEL_FILE
-from tahoe.model.layout import VOCABULARY_FILE, WEIGHTS_FILE
-from tahoe.model.training import new_network
+from tahoe.model.files import VOCABULARY_FILE, WEIGHTS_FILE
+from tahoe.model.training.loop import new_network
 
 if TYPE_CHECKING:
     import random

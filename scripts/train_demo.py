@@ -27,8 +27,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tahoe.model import ModelConfig, Network
-from tahoe.model.training import TrainingPlan, _optimizer, new_network
-from tahoe.model.two_views import Contrast, two_view_losses
+from tahoe.model.training.loop import TrainingPlan, _optimizer, new_network
+from tahoe.model.training.two_views import Contrast, two_view_losses
 
 # Of all files of the model together, weights in float16: what the package may grow by.
 LARGEST_MODEL = 5.9e6

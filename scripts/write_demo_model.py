@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from train_demo import Settings, settings_of_state
 
 import tahoe
-from tahoe._demo import score_table
-from tahoe.model.checkpoint import write_checkpoint
-from tahoe.model.layout import file_sha256
-from tahoe.model.training import evaluate
+from tahoe.cli.demo import score_table
+from tahoe.model.checkpoint.weights import write_checkpoint
+from tahoe.model.files import file_sha256
+from tahoe.model.training.loop import evaluate
 
 if TYPE_CHECKING:
     from tahoe.model import TahoeModel

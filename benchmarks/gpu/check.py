@@ -28,8 +28,8 @@ import embed
 from measuring import SHAPES, draw_lengths, draw_model, draw_tokens, machine, measured
 
 from tahoe.model import Network, TahoeModel, Tokens, load_model, tokenize
-from tahoe.model.attention import ATTENTION, Spans
-from tahoe.model.training import TrainingPlan, mask_tokens, masked_batch, masked_losses, new_network, train
+from tahoe.model.network.attention import ATTENTION, Spans
+from tahoe.model.training.loop import TrainingPlan, mask_tokens, masked_batch, masked_losses, new_network, train
 from tahoe.settings import settings
 
 REFERENCE = Path(__file__).parents[2] / "tests" / "reference"
@@ -53,7 +53,7 @@ def nested(q_THK, k_THK, v_THK, queries, keys, masked_T=None):
 
 def blocks_of(blocks, q_THK, k_THK, v_THK, queries, keys, masked_T=None):
     """The Triton kernel with other blocks than its own."""
-    from tahoe.model import triton_attention
+    from tahoe.model.cuda import triton_attention
 
     return triton_attention.attention(q_THK, k_THK, v_THK, queries.device_bounds, queries.longest, blocks)
 

@@ -17,14 +17,14 @@ from tahoe.settings import settings
 
 if TYPE_CHECKING:
     from tahoe import datasets, errors, get, model, pl, pp, tl
-    from tahoe._embed_file import embed_file
+    from tahoe._run.embed_file import embed_file
     from tahoe.model import TahoeModel, load_model
 
 __version__ = version("tahoe-anndata")
 __all__ = ["TahoeModel", "datasets", "embed_file", "errors", "get", "load_model", "model", "pl", "pp", "settings", "tl"]
 
 # Loaded at the first use, so that `import tahoe` costs nothing: torch alone takes seconds.
-_FROM = {"TahoeModel": "tahoe.model", "embed_file": "tahoe._embed_file", "load_model": "tahoe.model"}
+_FROM = {"TahoeModel": "tahoe.model", "embed_file": "tahoe._run.embed_file", "load_model": "tahoe.model"}
 
 
 def __getattr__(name: str) -> Any:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from tahoe._adata import row_of
-from tahoe._aggregate import mean_of_heads, places_of
-from tahoe._inputs import check_at_least, choose_heads, choose_network_layers, read_inputs
-from tahoe._objects import check_adata
+from tahoe._cells.objects import check_adata
+from tahoe._cells.slots import row_of
+from tahoe._run.inputs import check_at_least, choose_heads, choose_network_layers, read_inputs
+from tahoe._run.means import mean_of_heads, places_of
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from tahoe._inputs import Inputs
+    from tahoe._run.inputs import Inputs
     from tahoe.model import TahoeModel, Tokens
 
 __all__ = ["attention", "gene_embeddings"]

@@ -21,8 +21,8 @@ CLIENT = """
 import json, os, sys
 from pathlib import Path
 from tahoe.errors import TahoeError
-from tahoe.model import hub
-from tahoe.model.digests import Known
+from tahoe.model.hub import download as hub
+from tahoe.model.hub.digests import Known
 
 call = json.loads(sys.argv[1])
 known = {name: Known(*facts) for name, facts in call["known"].items()}

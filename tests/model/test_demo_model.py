@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import tahoe
-from tahoe._genes import resolve
-from tahoe.model.training import evaluate
+from tahoe._genes.mapping import resolve
+from tahoe.model.training.loop import evaluate
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from tahoe.model import linear, load_model
-from tahoe.model.tokenizer import tokenize
+from tahoe.model import load_model
+from tahoe.model.cpu import linear
+from tahoe.model.tokens.tokenizer import tokenize
 
 CASES = [("tiny", "golden"), ("drug", "no_drug"), ("drug", "with_drug"), ("drug", "drug_id_0")]
 # Predictions lie on a scale of about 15.

@@ -59,7 +59,7 @@ def test_gene_vectors_match_the_reference(cells, model, reference):
 
 def test_each_block_of_cells_has_its_own_drugs(cells, model, monkeypatch):
     at_once = embed(cells, model, drug_key="drugs")
-    monkeypatch.setattr("tahoe._rows.BLOCK_CELLS", 10)
+    monkeypatch.setattr("tahoe._cells.rows.BLOCK_CELLS", 10)
     np.testing.assert_array_equal(embed(cells, model, drug_key="drugs"), at_once)
 
 

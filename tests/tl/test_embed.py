@@ -15,7 +15,7 @@ from scipy import sparse
 import tahoe
 from tahoe.errors import DeviceError, GeneError, InputError, ModelError, TahoeWarning
 from tahoe.model import ModelConfig, TahoeModel, Vocabulary
-from tahoe.model.training import new_network
+from tahoe.model.training.loop import new_network
 
 # Real counts of about 2,200 genes a cell, and a network that knows all of these genes.
 CLOSE = 2e-6
@@ -124,7 +124,7 @@ def test_any_number_of_threads(heart, heart_model, dtype):
 
 def test_blocks_of_rows_do_not_show(heart, heart_model, monkeypatch):
     whole = vectors(heart, heart_model, max_length=500)
-    monkeypatch.setattr("tahoe._rows.BLOCK_CELLS", 7)
+    monkeypatch.setattr("tahoe._cells.rows.BLOCK_CELLS", 7)
     np.testing.assert_array_equal(vectors(heart, heart_model, max_length=500), whole)
 
 
@@ -374,7 +374,7 @@ REFUSED_VALUES = {
 def test_values_that_will_not_do(tiny, full_cells, kind, monkeypatch):
     change, seen = REFUSED_VALUES[kind]
     change(full_cells)
-    monkeypatch.setattr("tahoe._rows.BLOCK_CELLS", 16)
+    monkeypatch.setattr("tahoe._cells.rows.BLOCK_CELLS", 16)
     with pytest.raises(InputError, match=rf'X holds {seen}.*pass layer="counts"'):
         tahoe.tl.embed(full_cells, tiny)
     untouched(full_cells)

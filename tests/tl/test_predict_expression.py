@@ -12,7 +12,7 @@ from scipy import stats
 import tahoe
 from tahoe.errors import InputError
 from tahoe.model import Batch
-from tahoe.model.attention import Spans
+from tahoe.model.network.attention import Spans
 
 ANSWERS = {"expression": "expr_preds", "mvc": "mvc_output"}
 NAME = "tahoe_expression"
@@ -147,7 +147,7 @@ def test_many_genes_go_in_several_passes(tiny, full_cells, monkeypatch):
         tahoe.tl.predict_expression(cells, tiny, genes=known, decoder=decoder)
         whole = cells.obsm[NAME]
         with monkeypatch.context() as patch:
-            patch.setattr("tahoe._predictions.GENES_AT_ONCE", 7)
+            patch.setattr("tahoe._run.predictions.GENES_AT_ONCE", 7)
             tahoe.tl.predict_expression(cells, tiny, genes=known, decoder=decoder, token_budget=500)
         # a gene is hidden also from the passes in which others are asked for
         np.testing.assert_allclose(cells.obsm[NAME], whole, rtol=0, atol=2e-5)
@@ -159,7 +159,7 @@ def test_with_full_attention_all_are_asked_together(tiny, full_cells, monkeypatc
     known = list(cells.var_names[tiny.vocabulary.tokens_of(cells.var_names) >= 0][:40])
     tahoe.tl.predict_expression(cells, tiny, genes=known)
     whole = cells.obsm[NAME]
-    monkeypatch.setattr("tahoe._predictions.GENES_AT_ONCE", 7)
+    monkeypatch.setattr("tahoe._run.predictions.GENES_AT_ONCE", 7)
     tahoe.tl.predict_expression(cells, tiny, genes=known)
     np.testing.assert_array_equal(cells.obsm[NAME], whole)
     tahoe.tl.predict_expression(cells, tiny, genes=known[:7])

@@ -7,13 +7,13 @@ if TYPE_CHECKING:
     from tahoe.model.config import ModelConfig
     from tahoe.model.loading import load_model
     from tahoe.model.model import TahoeModel
-    from tahoe.model.network import Batch, Network
-    from tahoe.model.tokenizer import Tokens, tokenize
-    from tahoe.model.vocab import Vocabulary
+    from tahoe.model.network.network import Batch, Network
+    from tahoe.model.tokens.tokenizer import Tokens, tokenize
+    from tahoe.model.tokens.vocabulary import Vocabulary
 
 __all__ = ["Batch", "ModelConfig", "Network", "TahoeModel", "Tokens", "Vocabulary", "load_model", "tokenize"]
 
-# Loaded at the first use: a download (`tahoe.model.hub`) need not wait for torch.
+# Loaded at the first use: a download (`tahoe.model.hub.download`) need not wait for torch.
 _FROM = {
     "Batch": "network",
     "ModelConfig": "config",

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tahoe.errors import ModelError
-from tahoe.model.layout import COLLATOR_FILE, MODEL_FILE
-from tahoe.model.yaml_section import Section, read_yaml
+from tahoe.model.checkpoint.config_files import Section, read_yaml
+from tahoe.model.files import COLLATOR_FILE, MODEL_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from tahoe.errors import DeviceError, ModelError
-from tahoe.model import hub
-from tahoe.model.attention import choose_attention
-from tahoe.model.checkpoint import read_checkpoint
-from tahoe.model.layout import WEIGHTS_FILE, file_sha256
-from tahoe.model.linear import has_bfloat16, has_int8
+from tahoe.model.checkpoint.weights import read_checkpoint
+from tahoe.model.cpu.linear import has_bfloat16, has_int8
+from tahoe.model.files import WEIGHTS_FILE, file_sha256
+from tahoe.model.hub import download as hub
 from tahoe.model.model import TahoeModel
+from tahoe.model.network.attention import choose_attention
 from tahoe.settings import settings
 
 if TYPE_CHECKING:

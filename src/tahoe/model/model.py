@@ -13,16 +13,16 @@ import numpy as np
 import torch
 
 from tahoe.errors import InputError
-from tahoe.model import hub
-from tahoe.model.attention import Spans, choose_attention
-from tahoe.model.checkpoint import hash_weights, write_checkpoint
+from tahoe.model.checkpoint.weights import hash_weights, write_checkpoint
 from tahoe.model.config import N_BINS
-from tahoe.model.devices import to_device
-from tahoe.model.layout import WEIGHTS_FILE, file_sha256
-from tahoe.model.network import Batch
-from tahoe.model.publishing import push
-from tahoe.model.streams import spread
-from tahoe.model.tokenizer import Tokens, tokenize
+from tahoe.model.cpu.threads import spread
+from tahoe.model.cuda.transfers import to_device
+from tahoe.model.files import WEIGHTS_FILE, file_sha256
+from tahoe.model.hub import download as hub
+from tahoe.model.hub.upload import push
+from tahoe.model.network.attention import Spans, choose_attention
+from tahoe.model.network.network import Batch
+from tahoe.model.tokens.tokenizer import Tokens, tokenize
 
 if TYPE_CHECKING:
     import os
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from scipy import sparse
 
     from tahoe.model.config import ModelConfig
-    from tahoe.model.network import Network, Observer
-    from tahoe.model.vocab import Vocabulary
+    from tahoe.model.network.network import Network, Observer
+    from tahoe.model.tokens.vocabulary import Vocabulary
 
 
 @dataclass(eq=False)

@@ -7,9 +7,9 @@ from scipy import sparse
 from scipy.cluster import hierarchy
 from scipy.spatial.distance import pdist, squareform
 
-from tahoe._adata import columns_of
-from tahoe._inputs import check_at_least
-from tahoe._objects import check_adata
+from tahoe._cells.objects import check_adata
+from tahoe._cells.slots import columns_of
+from tahoe._run.inputs import check_at_least
 from tahoe.errors import InputError
 from tahoe.pl._results import new_axes, slot_of
 

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tahoe._genes import MATCHES
-from tahoe._objects import check_adata
+from tahoe._cells.objects import check_adata
+from tahoe._genes.mapping import MATCHES
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:

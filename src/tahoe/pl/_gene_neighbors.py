@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tahoe._inputs import check_at_least
-from tahoe._objects import check_adata
+from tahoe._cells.objects import check_adata
+from tahoe._run.inputs import check_at_least
 from tahoe.errors import InputError
 from tahoe.pl._results import new_axes, slot_of
 

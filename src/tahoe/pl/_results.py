@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from tahoe._adata import slot_names
+from tahoe._cells.slots import slot_names
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:

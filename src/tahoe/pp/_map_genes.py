@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tahoe import _genes
-from tahoe._adata import genes_are_rows, looking_at_rows, to_change, write
-from tahoe._matrix import choose_matrix, in_memory, named_layers
-from tahoe._objects import check_adata
+from tahoe._cells.matrix import choose_matrix, in_memory, named_layers
+from tahoe._cells.objects import check_adata
+from tahoe._cells.slots import genes_are_rows, looking_at_rows, to_change, write
+from tahoe._genes import mapping as _genes
 from tahoe.errors import InputError, TahoeWarning
 
 if TYPE_CHECKING:

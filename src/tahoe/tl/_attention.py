@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tahoe._adata import check_key, columns_of, groups_of, slot_names, to_change, write
-from tahoe._aggregate import AttentionMeans, check_fits
-from tahoe._inputs import check_at_least, choose_heads, choose_network_layers, read_inputs
-from tahoe._objects import check_adata
+from tahoe._cells.objects import check_adata
+from tahoe._cells.slots import check_key, columns_of, groups_of, slot_names, to_change, write
+from tahoe._run.inputs import check_at_least, choose_heads, choose_network_layers, read_inputs
+from tahoe._run.means import AttentionMeans, check_fits
 
 if TYPE_CHECKING:
     import os

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tahoe._adata import check_key, n_genes_name, to_change, write
-from tahoe._dask import embed_lazily
-from tahoe._engine import embed_cells
-from tahoe._inputs import check_at_least, read_inputs
-from tahoe._objects import check_adata
+from tahoe._cells.objects import check_adata
+from tahoe._cells.slots import check_key, n_genes_name, to_change, write
+from tahoe._run.batches import embed_cells
+from tahoe._run.cluster import embed_lazily
+from tahoe._run.inputs import check_at_least, read_inputs
 from tahoe.errors import TahoeWarning
 
 if TYPE_CHECKING:

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tahoe._adata import check_key, groups_of, slot_names, to_change, write
-from tahoe._aggregate import GeneMeans, check_fits
-from tahoe._inputs import check_at_least, read_inputs
-from tahoe._objects import check_adata
+from tahoe._cells.objects import check_adata
+from tahoe._cells.slots import check_key, groups_of, slot_names, to_change, write
+from tahoe._run.inputs import check_at_least, read_inputs
+from tahoe._run.means import GeneMeans, check_fits
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from tahoe._adata import check_key, to_change, write
-from tahoe._aggregate import check_fits
-from tahoe._gene_names import find_id
-from tahoe._genes import resolve
-from tahoe._inputs import check_at_least, read_inputs
-from tahoe._objects import check_adata
-from tahoe._predictions import AskedPredictions, HiddenPredictions, ObservedPredictions
+from tahoe._cells.objects import check_adata
+from tahoe._cells.slots import check_key, to_change, write
+from tahoe._genes.mapping import resolve
+from tahoe._genes.names import find_id
+from tahoe._run.inputs import check_at_least, read_inputs
+from tahoe._run.means import check_fits
+from tahoe._run.predictions import AskedPredictions, HiddenPredictions, ObservedPredictions
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from scipy import sparse
 
-    from tahoe._inputs import Inputs
+    from tahoe._run.inputs import Inputs
     from tahoe.model import TahoeModel
 
 log = logging.getLogger(__name__)

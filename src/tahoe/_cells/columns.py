@@ -1,0 +1,105 @@
+"""The columns of a matrix: which take part, which are added up, and whether another matrix has better ones."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tahoe._cells.matrix import NO_REMEDY, choose_matrix, selected_genes
+from tahoe._genes.mapping import FEW_GENES, gene_columns
+from tahoe.errors import GeneError, InputError, TahoeWarning
+
+if TYPE_CHECKING:
+    from scipy import sparse
+
+    from tahoe._cells.matrix import Matrix
+
+# raw is pointed to if it has so many times the genes of a small matrix, or such a share of its counts in genes that are
+# zero in the other. Removal of ambient RNA leaves far less.
+MORE_GENES, SHARE_IN_RAW = 2, 0.01
+# these functions, read_inputs, the verb, its caller
+STACKLEVEL = 4
+
+
+def used_columns(matrix: Matrix, mask_var: str | np.ndarray | None) -> tuple[np.ndarray, str]:
+    """Which columns take part: gene expression, and of that what `mask_var` selects; and in words what does not."""
+    columns = gene_columns(matrix.var)
+    used = selected_genes(matrix, mask_var) & columns.are_genes
+    if not used.any():
+        message = f"{columns.left_out}; no column is left. Pass the AnnData, or the modality, with the RNA"
+        raise GeneError(message)
+    return used, columns.left_out
+
+
+def one_column_each(column_tokens: np.ndarray, summed: np.ndarray) -> np.ndarray:
+    """For each column with a token the one at which results of that token stand, else -1.
+
+    That is the first one that is not itself to be added to another.
+    """
+    places = np.full(len(column_tokens), -1)
+    known = np.flatnonzero(column_tokens >= 0)
+    order = known[np.argsort(summed[known], kind="stable")]
+    _, first, token = np.unique(column_tokens[order], return_index=True, return_inverse=True)
+    places[order] = order[first][token]
+    return places
+
+
+def warn_of_sums(block: sparse.csr_array, slot: str, places: np.ndarray) -> None:
+    """Warn if values are to be added up that look like logarithms."""
+    sizes = np.bincount(places[places >= 0], minlength=len(places))
+    added = (places >= 0) & (sizes[places] > 1)
+    values = block.data[added[block.indices]]
+    if (values != np.rint(values)).any():
+        message = (
+            f"{added.sum():,} columns of {slot} are added up to {(sizes > 1).sum():,} genes, and their values are not"
+            " whole numbers: of logarithms that is not the sum of the counts. Pass layer= with the counts, or map the"
+            ' genes with duplicates="best"; counts that were only normalised by cell may be added'
+        )
+        warnings.warn(message, TahoeWarning, stacklevel=STACKLEVEL)
+
+
+def warn_of_better(matrix: Matrix, wanted: np.ndarray) -> None:
+    """Warn if another matrix has counts of the wanted columns that this one lacks, or if raw has many more genes."""
+    if not matrix.totals.any():
+        remedy = matrix.remedy()
+        message = f"{matrix.slot} holds only zeros. {remedy}" if remedy != NO_REMEDY else ""
+    else:
+        message = "" if matrix.slot == "raw.X" else _what_raw_has(matrix, wanted & (matrix.totals == 0))
+    if message:
+        warnings.warn(message, TahoeWarning, stacklevel=STACKLEVEL)
+
+
+def _what_raw_has(matrix: Matrix, zero: np.ndarray) -> str:
+    """Say what raw has beyond a matrix in which some of the wanted columns are zero, "" if it is nothing much."""
+    few = len(matrix.var) < FEW_GENES
+    try:
+        if matrix.adata.raw is None or not (few or zero.any()):
+            return ""
+        raw = choose_matrix(matrix.adata, use_raw=True)
+        block = next(raw.checked_blocks(np.ones(len(raw.var), dtype=bool)))
+    except InputError:  # raw is no better
+        return ""
+    counts = np.bincount(block.indices, weights=block.data, minlength=len(raw.var))
+    marked = zero & _is_filtered(matrix)
+    only_in_raw = (counts > 0) & raw.var.index.isin(matrix.var.index[zero])
+    n_marked = int((only_in_raw & raw.var.index.isin(matrix.var.index[marked])).sum())
+    if n_marked or counts[only_in_raw].sum() > SHARE_IN_RAW * counts.sum():
+        which = ' (var["feature_is_filtered"] marks such genes)' if n_marked else ""
+        seen = f"{only_in_raw.sum():,} genes are zero in {matrix.slot} and counted in raw.X{which}"
+    elif few and len(raw.var) > MORE_GENES * len(matrix.var):
+        seen = f"{matrix.slot} has {len(matrix.var):,} genes and raw.X {len(raw.var):,}"
+    else:
+        return ""
+    return (
+        f"{seen}; the models were trained on whole cells. To read raw.X, pass use_raw=True, or, to a function without"
+        " use_raw=, adata.raw.to_adata()"
+    )
+
+
+def _is_filtered(matrix: Matrix) -> np.ndarray:
+    """Which columns CELLxGENE's schema marks as left out of this matrix, but not of raw."""
+    if "feature_is_filtered" not in matrix.var:
+        return np.zeros(len(matrix.var), dtype=bool)
+    return matrix.var["feature_is_filtered"].astype(str).str.lower().to_numpy() == "true"

@@ -1,0 +1,297 @@
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from tahoe._cells.file import absolute, identity
+from tahoe._cells.objects import check_path
+from tahoe._cells.opening import open_source
+from tahoe._cells.rows import row_blocks
+from tahoe._cells.slots import check_name
+from tahoe._run.cluster import Recipe, cluster
+from tahoe._run.embed_whole import embed_whole
+from tahoe._run.inputs import Inputs, check_at_least, read_inputs
+from tahoe._run.lock import sole_run
+from tahoe._run.shards import Store
+from tahoe.errors import InputError, TahoeError, TahoeWarning
+from tahoe.model.causes import first_line, why_not_written
+from tahoe.settings import settings
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+    import pandas as pd
+    import torch
+
+    from tahoe.model import TahoeModel
+
+log = logging.getLogger(__name__)
+
+STORED_DTYPES = ("float32", "float16")
+
+
+def embed_file(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    model: str | os.PathLike[str] | TahoeModel = "70m",
+    *,
+    layer: str | None = None,
+    use_raw: bool = False,
+    mask_var: str | None = None,
+    gene_key: str | None = None,
+    organism: str | None = None,
+    duplicates: str | None = None,
+    drug_key: str | None = None,
+    drugs: str | os.PathLike[str] | Mapping[str, int] | None = None,
+    max_length: int = 2048,
+    min_coverage: float = 0.5,
+    normalize: bool = True,
+    seed: int = 0,
+    key_added: str = "X_tahoe",
+    columns: bool = False,
+    stored_dtype: str = "float32",
+    shard_cells: int = 4096,
+    resume: bool = False,
+    client: Any = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    attention: str | None = None,
+    token_budget: int | None = None,
+) -> None:
+    """Embed the cells of a file into a zarr store, a block at a time: for files larger than memory, and long runs.
+
+    The vectors are those of `tahoe.tl.embed`. They are written in shards of cells. A shard is there as a whole or not
+    at all, and is never computed twice: a run that was interrupted, or killed, goes on with ``resume=True`` where it
+    stopped. Until all shards are there, the store is in a folder beside `output` whose name ends in ``.partial``. One
+    run at a time writes an output; a second one is told so.
+
+    With an `output` in h5ad the file is read into memory, and written again with what `tahoe.tl.embed` adds.
+
+    Parameters
+    ----------
+    source
+        An h5ad file, a zarr store (v2 or v3, a folder or a zip archive), a 10x ``.h5`` file, or the URL of one that
+        fsspec can open. Cells by rows (CSR, or dense).
+    output
+        What to write, which must not exist yet: ``NAME.zarr``, or ``NAME.h5ad`` if all of it fits into memory.
+    model
+        As for `tahoe.tl.embed`.
+    mask_var
+        Column of ``var`` that says which genes to use.
+    layer, use_raw, drug_key, drugs, max_length, min_coverage, normalize, seed
+        As for `tahoe.tl.embed`.
+    gene_key, organism, duplicates
+        As for `tahoe.pp.map_genes`. If none is given, genes that `source` has mapped already are taken as they are.
+    key_added
+        Where in ``obsm`` of the store the vectors go.
+    columns
+        Carry the columns of ``obs`` and ``var`` along. Their indexes always are.
+    stored_dtype
+        ``"float32"``, or ``"float16"`` for half the size, which moves a coordinate by less than 0.05 % of itself.
+    shard_cells
+        Cells in a shard: what a killed run loses at most, for each process that computes.
+    resume
+        Go on with a run that did not end. It must have had the same input, model and parameters.
+    client
+        Client of a ``dask.distributed`` cluster, whose workers take the shards. `None` takes the current client, if
+        there is one, else this process does all. Workers must see `source`, `output` and the model by the same paths.
+    device, dtype, attention, token_budget
+        As for `tahoe.tl.embed`. On a cluster a worker chooses what is left open, and the others follow.
+
+    Returns
+    -------
+    Nothing. An h5ad file is `source` with what `tahoe.tl.embed` sets. A zarr store is an AnnData without ``X`` for
+    `anndata.read_zarr` and `anndata.experimental.read_lazy`:
+
+    ``obsm[key_added]`` : array (`stored_dtype`, cells × d_model)
+        The embeddings; NaN for cells that express no gene of the vocabulary.
+    ``obs["tahoe_n_genes"]`` : column (int64)
+        How many genes of the vocabulary each cell expresses; ``obs[f"{key_added}_n_genes"]`` with another `key_added`
+        than the default.
+    ``var["tahoe_gene"]``, ``var["tahoe_match"]``, ``uns["tahoe_genes"]``
+        The mapping of the genes, as `tahoe.pp.map_genes` has it.
+    ``uns[key_added]`` : `dict`
+        What is needed to repeat this.
+
+    Raises
+    ------
+    tahoe.errors.InputError
+        If `source` cannot be read, if `output` exists or cannot be written, if another run is writing it, if an earlier
+        run is in the way or did something else, or as `tahoe.tl.embed`. Finished shards stay.
+    tahoe.errors.TahoeError
+        If the connection to the cluster is lost. Finished shards stay.
+    tahoe.errors.GeneError, tahoe.errors.ModelError, tahoe.errors.DeviceError
+        As `tahoe.tl.embed`.
+
+    Warns
+    -----
+    tahoe.errors.TahoeWarning
+        If cells express no gene of the vocabulary.
+
+    Examples
+    --------
+    >>> import anndata, tahoe, tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> tahoe.datasets.pbmc68k()[:50].write_h5ad(f"{folder}/cells.h5ad")
+    >>> tahoe.embed_file(f"{folder}/cells.h5ad", f"{folder}/embedded.zarr", "demo")
+    >>> anndata.read_zarr(f"{folder}/embedded.zarr").obsm["X_tahoe"].shape
+    (50, 128)
+    """
+    check_path("source", source)
+    check_path("output", output)
+    check_name(key_added)
+    check_at_least(max_length=(max_length, 2), token_budget=(token_budget, 1), shard_cells=(shard_cells, 1))
+    target = Path(output).absolute()
+    _check_output(Path(output), stored_dtype, resume)
+    what: dict[str, Any] = {"layer": layer, "use_raw": use_raw, "mask_var": mask_var, "min_coverage": min_coverage}
+    what |= {"gene_key": gene_key, "organism": organism, "duplicates": duplicates, "drug_key": drug_key, "drugs": drugs}
+    where: dict[str, Any] = {"device": device, "dtype": dtype, "attention": attention}
+    how: dict[str, Any] = {"max_length": max_length, "normalize": normalize, "seed": seed, "token_budget": token_budget}
+    if target.suffix.lower() == ".h5ad":
+        of_stores = {"columns": columns, "resume": resume, "client": client is not None}
+        _refuse_for_h5ad(of_stores | {"stored_dtype": stored_dtype != "float32", "shard_cells": shard_cells != 4096})
+        embed_whole(source, target, model, key_added=key_added, **what, **where, **how)
+        return
+    with open_source(source) as opened, sole_run(target):
+        inputs = read_inputs(opened, model, **what, **where, client=client or cluster())
+        width = inputs.model.config.d_model
+        store = Store(target, key_added, opened.n_obs, width, stored_dtype, shard_cells)
+        record = inputs.record(**how)
+        work = Work(absolute(opened.path), inputs.matrix.slot, inputs.recipe(**how), store)
+        record["source"] = work.source
+        record |= {} if gene_key is None else {"gene_key": gene_key}
+        record |= {} if organism is None else {"organism": organism}
+        record |= {} if duplicates is None else {"duplicates": duplicates}
+        store.begin(_fingerprint(work, inputs, record), resume)
+        store.describe(opened, _var(inputs, columns), _uns(inputs, key_added, record), columns)
+        work.all(inputs.client)
+        n_empty = store.finish()
+    if n_empty:
+        message = f"{n_empty} of {store.n_cells} cells express no gene of the model's vocabulary; their vectors are NaN"
+        warnings.warn(message, TahoeWarning, stacklevel=2)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done with each shard; a worker gets it by value, and reads and writes files by itself."""
+
+    source: str
+    slot: str
+    recipe: Recipe
+    store: Store
+
+    def one(self, shard: int, bar: tqdm | None = None) -> int:
+        """Embed the cells of a shard and write it, unless it is there; gives how many cells it has."""
+        start, stop = self.store.rows(shard)
+        if not self.store.has(shard):
+            with open_source(self.source) as source:
+                blocks = row_blocks(source.values(self.slot), start, stop)
+                self.store.write(shard, *self.recipe.embed(blocks, start, stop, bar))
+        return stop - start
+
+    def all(self, client: Any) -> None:
+        """Do all shards that are not there yet, here or on the workers of a cluster."""
+        missing = self.store.missing()
+        n_missing = sum(stop - start for start, stop in map(self.store.rows, missing))
+        n_done = self.store.n_cells - n_missing
+        log.info("%d of %d shards to do in %s", len(missing), self.store.n_shards, self.store.unfinished)
+        with tqdm(total=self.store.n_cells, initial=n_done, unit="cell", disable=not settings.progress) as bar:
+            if client is None:
+                for shard in missing:
+                    self.one(shard, bar)
+            else:
+                self._on_workers(client, missing, bar)
+
+    def _on_workers(self, client: Any, missing: list[int], bar: tqdm) -> None:
+        from distributed import as_completed
+
+        # The genes go to each worker once, not with each of thousands of shards.
+        work = client.submit(replace, self, pure=False)
+        futures = client.map(Work.one, [work] * len(missing), missing, pure=False)
+        try:
+            for _, n_cells in as_completed(futures, with_results=True):
+                bar.update(n_cells)
+        except OSError as error:  # workers say themselves what they cannot read or write
+            message = (
+                f"the run stopped: the cluster or the network failed ({type(error).__name__}: {first_line(error)})."
+                f" {self.store.state()}; go on with resume=True (--resume)"
+            )
+            raise TahoeError(message) from error
+        finally:
+            client.cancel(futures)
+
+
+def _check_output(output: Path, stored_dtype: str, resume: bool) -> None:
+    if stored_dtype not in STORED_DTYPES:
+        message = f"stored_dtype={stored_dtype!r} is not supported; use {' or '.join(map(repr, STORED_DTYPES))}"
+        raise InputError(message)
+    try:
+        exists, has_folder = output.exists(), output.absolute().parent.is_dir()
+    except OSError as error:
+        message = f"output={str(output)!r} cannot be written: {why_not_written(error)}"
+        raise InputError(message) from error
+    if exists:
+        done = ", so there is nothing to resume" if resume else ""
+        message = f"output={str(output)!r} exists{done}; choose another place, or delete it first"
+        raise InputError(message)
+    if not has_folder:
+        message = f"output={str(output)!r} is to be in a folder that does not exist; make {str(output.parent)!r} first"
+        raise InputError(message)
+    if output.suffix.lower() not in (".zarr", ".h5ad"):
+        message = (
+            f"output={str(output)!r}: the name must end in .zarr, for a store that is written by shards, or in .h5ad,"
+            " for a file that is written from memory"
+        )
+        raise InputError(message)
+
+
+def _refuse_for_h5ad(given: dict[str, Any]) -> None:
+    useless = [f"{name}=" for name, is_given in given.items() if is_given]
+    if useless:
+        message = f"{', '.join(useless)} goes with a zarr store; an h5ad file is written from memory, at once"
+        raise InputError(message)
+
+
+def _fingerprint(work: Work, inputs: Inputs, record: dict[str, Any]) -> dict[str, Any]:
+    """All that decides what is in a shard."""
+    names = (
+        *("model_sha256", "vocabulary_sha256", "dtype", "float32_rounded_to", "input", "n_cells"),
+        *("max_length", "normalize", "seed", "drug_key", "mask_var"),
+    )
+    store, drugs = work.store, work.recipe.drugs
+    return {
+        **{name: record.get(name) for name in names},
+        "model": inputs.model.fingerprint(),
+        "kind of device": str(record["device"]).partition(":")[0],
+        "tokens of the genes": hashlib.sha256(work.recipe.column_tokens.tobytes()).hexdigest(),
+        "drugs": None if drugs is None else hashlib.sha256(drugs.tobytes()).hexdigest(),
+        "sums of the genes": hashlib.sha256(inputs.matrix.totals.tobytes()).hexdigest(),
+        **identity(work.source),
+        "key_added": store.key,
+        "stored_dtype": store.dtype,
+        "shard_cells": store.shard_cells,
+    }
+
+
+def _var(inputs: Inputs, columns: bool) -> pd.DataFrame:
+    """Genes of the store, with their mapping."""
+    var = inputs.matrix.var
+    mapped = [name for name in ("tahoe_gene", "tahoe_match") if name in var]
+    var = var.copy() if columns else var[mapped].copy()
+    # no key of a store may have a slash
+    var.index.name = None if var.index.name is None else str(var.index.name).replace("/", "_")
+    if inputs.mapping is not None:
+        var["tahoe_gene"], var["tahoe_match"] = inputs.mapping.gene, inputs.mapping.match
+    return var
+
+
+def _uns(inputs: Inputs, key: str, record: dict[str, Any]) -> dict[str, Any]:
+    report = inputs.mapping.report if inputs.mapping is not None else inputs.matrix.adata.uns.get("tahoe_genes")
+    return {key: record} | ({} if report is None else {"tahoe_genes": report})

@@ -1,0 +1,67 @@
+"""Embed the cells of a file that fits into memory, and write all of it again, as h5ad."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from tahoe import pp, tl
+from tahoe._cells.file import absolute
+from tahoe._cells.opening import open_source
+from tahoe._cells.slots import add_to_record
+from tahoe._run.lock import sole_run
+from tahoe._run.shards import writing, writing_all_strings
+from tahoe.errors import InputError
+from tahoe.model.causes import why_not_written
+
+if TYPE_CHECKING:
+    import os
+    from pathlib import Path
+
+    from anndata import AnnData
+
+    from tahoe.model import TahoeModel
+
+
+def embed_whole(
+    source: str | os.PathLike[str],
+    output: Path,
+    model: str | os.PathLike[str] | TahoeModel,
+    *,
+    key_added: str,
+    gene_key: str | None,
+    organism: str | None,
+    duplicates: str | None,
+    **options: Any,
+) -> None:
+    """Read a file into memory, embed its cells as `tahoe.tl.embed` does, and write it with the result."""
+    mapping = {"gene_key": gene_key, "organism": organism, "duplicates": duplicates}
+    mapping = {name: value for name, value in mapping.items() if value is not None}
+    with sole_run(output) as folder:
+        with open_source(source) as opened:
+            adata, path = opened.to_memory(), absolute(opened.path)
+        written = folder / "cells.h5ad"
+        with warnings.catch_warnings():
+            # what cannot be written is told before the work; what anndata warns of, only when it is done
+            warnings.simplefilter("ignore")
+            _write(adata[:0].copy(), written, output)
+        written.unlink()
+        if mapping:
+            pp.map_genes(adata, **mapping)  # type: ignore[arg-type]
+        tl.embed(adata, model, key_added=key_added, **options)
+        add_to_record(adata, key_added, source=path, **mapping)
+        _write(adata, written, output)
+        written.replace(output)
+
+
+def _write(adata: AnnData, written: Path, output: Path) -> None:
+    """Write an h5ad file, or nothing."""
+    try:
+        with writing_all_strings(), writing(f"output={str(output)!r}"):
+            adata.write_h5ad(written)
+    except (OSError, InputError) as error:
+        written.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
+        message = f"output={str(output)!r} cannot be written: {why_not_written(error)}"
+        raise InputError(message) from error

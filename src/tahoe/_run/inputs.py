@@ -1,0 +1,248 @@
+"""What all verbs do first: find the matrix, load the model, and say which column is which token."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tahoe._cells.columns import one_column_each, used_columns, warn_of_better, warn_of_sums
+from tahoe._cells.matrix import Matrix, choose_matrix
+from tahoe._cells.slots import drugs_of, genes_of_model, looking_at_rows, mapped_genes, organism_of, provenance
+from tahoe._genes.mapping import as_strings, check_coverage, in_released_vocabulary
+from tahoe._run.batches import Stream
+from tahoe._run.cluster import ModelReference, Recipe, aggregate_on_workers, cluster, settled_on
+from tahoe._run.means import aggregate
+from tahoe.errors import InputError
+from tahoe.model import TahoeModel, load_model
+from tahoe.model.checkpoint.weights import read_drugs
+from tahoe.model.hub.download import RELEASES
+from tahoe.settings import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import torch
+    from anndata import AnnData
+
+    from tahoe._genes.mapping import GeneMapping
+    from tahoe._run.cluster import A
+
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A matrix that was checked, the model that is to read it, and the token of each of its columns."""
+
+    matrix: Matrix
+    model: TahoeModel
+    column_tokens: np.ndarray
+    """Token id of each column, -1 where the model does not know it or it was not selected. Columns that are to be added
+    up have the same one."""
+    result_columns: np.ndarray
+    """For each column the one at which the results of its gene stand: mostly itself, -1 without a token."""
+    mapping: GeneMapping | None
+    """The gene mapping, if it was made here and is to be written with the results."""
+    parameters: dict[str, Any]
+    """Those that go into the provenance."""
+    reference: ModelReference
+    """The same model, for those who load it by themselves."""
+    client: Any = None
+    """Of the cluster whose workers are to do the work, if there is one."""
+    drugs: np.ndarray | None = None
+    """Drug of each cell, where a drug token was asked for."""
+
+    def stream(self, *, max_length: int, seed: int, token_budget: int | None) -> Stream:
+        """The cells, to be read once."""
+        return Stream(
+            self.matrix.checked_blocks(self.column_tokens >= 0),
+            self.column_tokens,
+            self.matrix.n_cells,
+            max_length,
+            seed,
+            token_budget,
+            self.drugs,
+        )
+
+    def recipe(self, **parameters: Any) -> Recipe:
+        """What is needed to do the same elsewhere."""
+        return Recipe(self.reference, self.column_tokens, self.matrix.slot, drugs=self.drugs, **parameters)
+
+    def aggregate(self, accumulator: A, *, max_length: int, seed: int, token_budget: int | None) -> A:
+        """Add up all cells: on the workers of a cluster, if they are to do it, else here."""
+        parameters: dict[str, Any] = {"max_length": max_length, "seed": seed, "token_budget": token_budget}
+        if self.client is None:
+            return aggregate(self.model, self.stream(**parameters), accumulator)
+        return aggregate_on_workers(self.client, self.matrix.values, self.recipe(**parameters), accumulator)
+
+    @property
+    def result_tokens(self) -> np.ndarray:
+        """Token id of each column at which results are to stand: each token once, -1 elsewhere."""
+        return np.where(self.result_columns == np.arange(len(self.result_columns)), self.column_tokens, -1)
+
+    def expressed(self, columns: np.ndarray) -> np.ndarray:
+        """Where the results of these columns stand, of those that the model knows and any cell expresses."""
+        with_token = np.flatnonzero(self.column_tokens >= 0)
+        expressed = np.zeros(len(self.column_tokens), dtype=bool)
+        expressed[self.result_columns[with_token[self.matrix.expressed()[with_token]]]] = True
+        asked = np.unique(self.result_columns[columns])
+        present = asked[(asked >= 0) & expressed[asked]]
+        if not len(present):
+            message = "none of these genes is known to the model and expressed in any cell; choose others"
+            raise InputError(message)
+        return present
+
+    def record(self, **parameters: Any) -> dict[str, Any]:
+        """Provenance of a result, for ``uns``."""
+        n_known = int((self.result_tokens >= 0).sum())
+        record = provenance(self.model, self.matrix, **self.parameters, **parameters, n_genes_in_vocabulary=n_known)
+        return record | self.reference.where()
+
+
+def read_inputs(
+    adata: AnnData,
+    model: str | os.PathLike[str] | TahoeModel,
+    *,
+    layer: str | None,
+    use_raw: bool,
+    mask_var: str | np.ndarray | None = None,
+    min_coverage: float = 0.5,
+    gene_key: str | None = None,
+    organism: str | None = None,
+    duplicates: str | None = None,
+    drug_key: str | None = None,
+    drugs: str | os.PathLike[str] | Mapping[str, int] | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    attention: str | None = None,
+    whole: bool = True,
+    client: Any = None,
+) -> Inputs:
+    """Find and check everything that a verb needs.
+
+    Cheap things come first: a bad argument is told before weights are loaded. With ``whole=False`` nothing is asked of
+    the matrix as a whole, for verbs that look at one cell. The workers of a cluster do the work if `client` is that of
+    one, or if the matrix is lazy and there is one.
+    """
+    matrix = choose_matrix(adata, layer=layer, use_raw=use_raw)
+    used, left_out = used_columns(matrix, mask_var)
+    first = next(matrix.blocks()) if whole else None
+    genes, summed, mapping = mapped_genes(
+        adata, matrix, used, gene_key=gene_key, organism=organism, duplicates=duplicates
+    )
+    if mapping is None and left_out:
+        log.info("%s", left_out)
+    if first is not None and isinstance(model, str) and model in RELEASES:  # it may have to be downloaded
+        matrix.check(first, used & in_released_vocabulary(genes))
+    loaded = load_model(model, device=device, dtype=dtype, attention=attention)
+    if isinstance(model, TahoeModel):
+        device, dtype, attention = loaded.device, loaded.dtype, loaded.attention
+    else:
+        device, dtype = device or settings.device, dtype or settings.dtype
+    drug_ids = read_drug_ids(adata, loaded, drug_key, drugs)
+    genes = genes_of_model(adata, matrix, genes, mapping, loaded.vocabulary)
+    column_tokens = np.where(used, loaded.vocabulary.tokens_of(genes), -1)
+    result_columns = one_column_each(column_tokens, summed)
+    adds_up = (column_tokens >= 0).sum() > (result_columns == np.arange(len(result_columns))).sum()
+    parameters: dict[str, Any] = {
+        "mask_var": _told(mask_var),
+        "min_coverage": min_coverage,
+        "drug_key": drug_key,
+        "left_out": left_out or None,
+        "duplicates": "sum" if adds_up else None,
+    }
+    if first is not None:
+        matrix.check(first, column_tokens >= 0)
+        warn_of_sums(first, matrix.slot, result_columns)
+        warn_of_better(matrix, column_tokens >= 0)
+        with looking_at_rows(adata, organism or organism_of(adata)):
+            coverage = check_coverage(
+                genes[used],
+                matrix.totals[used],
+                loaded.vocabulary.genes,
+                names=as_strings(matrix.var.index)[used],
+                organism=organism or organism_of(adata),
+                refuse_below=min_coverage,
+            )
+        parameters["share_in_vocabulary"] = coverage.get("share_in_vocabulary")
+    reference = ModelReference.to(loaded, device=device, dtype=dtype, attention=attention)
+    if client is None and whole and matrix.is_lazy:
+        client = cluster()
+    reference = reference.settled() if client is None else settled_on(client, reference)
+    return Inputs(matrix, loaded, column_tokens, result_columns, mapping, parameters, reference, client, drug_ids)
+
+
+def _told(mask_var: str | np.ndarray | None) -> str | None:
+    """How the provenance names a selection of genes: its column, or the hash of its booleans."""
+    if mask_var is None or isinstance(mask_var, str):
+        return mask_var
+    return "sha256:" + hashlib.sha256(np.asarray(mask_var, dtype=bool).tobytes()).hexdigest()
+
+
+def read_drug_ids(
+    adata: AnnData,
+    model: TahoeModel,
+    drug_key: str | None,
+    drugs: str | os.PathLike[str] | Mapping[str, int] | None,
+) -> np.ndarray | None:
+    """Drug of each cell by its id in the model, 0 where it is missing, as in training; None without `drug_key`."""
+    if drug_key is None:
+        if drugs is not None:
+            message = "drugs= is given, but drug_key= is not; name the column of adata.obs with the drugs"
+            raise InputError(message)
+        return None
+    if model.config.drug_encoder is None:
+        message = (
+            f"drug_key={drug_key!r}, but the model {model.name!r} has no drug encoder; of the released ones, 3b has"
+        )
+        raise InputError(message)
+    if isinstance(drugs, str | os.PathLike) and not Path(drugs).is_file():
+        message = f"drugs={str(drugs)!r}: there is no such file"
+        raise InputError(message)
+    known = read_drugs(Path(drugs)) if isinstance(drugs, str | os.PathLike) else dict(drugs or model.drugs)
+    if not known:
+        message = (
+            f"the model {model.name!r} does not name its drugs; pass drugs=, a mapping or a JSON file of names and ids"
+        )
+        raise InputError(message)
+    too_high = [name for name, id_ in known.items() if not 0 <= id_ < model.config.drug_encoder.n_drugs]
+    if too_high:
+        n_drugs = model.config.drug_encoder.n_drugs
+        message = f"drugs: {too_high[0]!r} has id {known[too_high[0]]}; the model has {n_drugs} drugs"
+        raise InputError(message)
+    return drugs_of(adata, drug_key, known)
+
+
+def choose_network_layers(layers: int | Sequence[int] | str, n_layers: int) -> tuple[int, ...]:
+    """Numbers of the network's layers, from 0."""
+    return _numbers("network_layer", layers, "all", n_layers, "layers")
+
+
+def choose_heads(heads: int | Sequence[int] | str, n_heads: int) -> tuple[int, ...]:
+    """Numbers of the heads, from 0."""
+    return _numbers("heads", heads, "mean", n_heads, "heads")
+
+
+def _numbers(argument: str, asked: int | Sequence[int] | str, every: str, n: int, what: str) -> tuple[int, ...]:
+    if isinstance(asked, str) and asked == every:
+        return tuple(range(n))
+    numbers = [asked] if isinstance(asked, int | np.integer) else asked
+    if isinstance(numbers, str) or not len(numbers) or any(not -n <= number < n for number in numbers):
+        message = f"{argument}={asked!r}: the network has {n} {what}, 0 to {n - 1}; {every!r} takes all"
+        raise InputError(message)
+    return tuple(sorted({int(number) % n for number in numbers}))
+
+
+def check_at_least(**limits: tuple[int | None, int]) -> None:
+    """Refuse numbers below their least value; None passes."""
+    for name, (value, least) in limits.items():
+        if value is not None and value < least:
+            message = f"{name}={value}: it must be at least {least}"
+            raise InputError(message)

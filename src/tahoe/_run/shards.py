@@ -1,0 +1,237 @@
+"""The zarr store that a long run writes: vectors in shards of cells, each there as a whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import anndata
+import zarr
+from anndata.io import write_elem
+
+from tahoe._cells.slots import n_genes_name
+from tahoe._run.lock import folder_of
+from tahoe.errors import InputError, TahoeError
+from tahoe.model.causes import why_not_written
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import numpy as np
+    import pandas as pd
+
+    from tahoe._cells.file import Source
+
+RUN_FILE = "run.json"
+ENCODED = {"anndata": "0.1.0", "dict": "0.1.0", "dataframe": "0.2.0", "array": "0.2.0"}
+
+
+@dataclass(frozen=True)
+class Store:
+    """An AnnData that is being written, in a folder beside the place where it will appear."""
+
+    output: Path
+    key: str
+    n_cells: int
+    width: int
+    dtype: str
+    shard_cells: int
+
+    @property
+    def unfinished(self) -> Path:
+        """Folder of the store until it is complete, and of a note on what is in it."""
+        return folder_of(self.output)
+
+    @property
+    def _place(self) -> Path:
+        return self.unfinished / "store"
+
+    @property
+    def n_shards(self) -> int:
+        return math.ceil(self.n_cells / self.shard_cells)
+
+    @property
+    def n_genes_name(self) -> str:
+        """Column of obs with the numbers of genes."""
+        return n_genes_name(self.key)
+
+    def rows(self, shard: int) -> tuple[int, int]:
+        """First cell of a shard, and the one behind its last."""
+        return shard * self.shard_cells, min((shard + 1) * self.shard_cells, self.n_cells)
+
+    def missing(self) -> list[int]:
+        """Shards that are not there yet."""
+        return [shard for shard in range(self.n_shards) if not self.has(shard)]
+
+    def has(self, shard: int) -> bool:
+        """Whether a shard was written; zarr lets a file appear only when it is whole."""
+        return (self._place / "obsm" / self.key / "c" / str(shard) / "0").is_file()
+
+    def begin(self, fingerprint: dict[str, Any], resume: bool) -> None:
+        """Lay out the store, or find it laid out by an earlier run that did the same.
+
+        Raises
+        ------
+        tahoe.errors.InputError
+            If an earlier run is there and `resume` is not set, or if it did something else.
+        """
+        run_file = self.unfinished / RUN_FILE
+        if not run_file.is_file():
+            with self._writing():
+                # what a run left that ended before it began
+                shutil.rmtree(self._place, ignore_errors=True)
+                try:
+                    self._lay_out(fingerprint)
+                except BaseException:
+                    shutil.rmtree(self._place, ignore_errors=True)
+                    raise
+        elif not resume:
+            message = (
+                f"{str(self.unfinished)!r} is an unfinished run; pass resume=True (--resume) to go on with it, or"
+                " delete that folder"
+            )
+            raise InputError(message)
+        else:
+            check_same(json.loads(run_file.read_text(encoding="utf-8")), fingerprint, str(self.unfinished))
+
+    def write(self, shard: int, vectors: np.ndarray, n_genes: np.ndarray) -> None:
+        """Write one shard; the vectors last, since they say that it is done."""
+        rows = slice(*self.rows(shard))
+        with self._writing():
+            root = self._root()
+            root["obs"][self.n_genes_name][rows] = n_genes
+            root["obsm"][self.key][rows] = vectors.astype(self.dtype)
+
+    def describe(self, source: Source, var: pd.DataFrame, uns: dict[str, Any], columns: bool) -> None:
+        """Write what is not per shard: before the shards, so that what cannot be written costs no work.
+
+        Raises
+        ------
+        tahoe.errors.InputError
+            If something cannot be written; a store without a shard is then removed.
+        """
+        try:
+            with self._writing():
+                self._describe(source, var, uns, columns)
+        except Exception:
+            if len(self.missing()) == self.n_shards:
+                (self.unfinished / RUN_FILE).unlink(missing_ok=True)
+                shutil.rmtree(self._place, ignore_errors=True)
+            raise
+
+    def _describe(self, source: Source, var: pd.DataFrame, uns: dict[str, Any], columns: bool) -> None:
+        root = self._root()
+        obs = root["obs"]
+        names = source.copy_obs(obs, columns, without=self.n_genes_name)
+        _encode(obs, "dataframe", **{"column-order": [*names, self.n_genes_name]})
+        with warnings.catch_warnings(), writing_all_strings():
+            # on the next version of anndata
+            warnings.filterwarnings("ignore", message="zarr v3 autosharding")
+            for group, name, value in ((root, "var", var), *((root["uns"], key, uns[key]) for key in uns)):
+                with writing(name):
+                    write_elem(group, name, value)
+
+    def finish(self) -> int:
+        """Let the store appear; gives the number of cells without a vector."""
+        with self._writing():
+            root = self._root()
+            n_genes = root["obs"][self.n_genes_name]
+            _encode(root, "anndata")
+            with warnings.catch_warnings():
+                # on what zarr's specification does not have yet
+                warnings.filterwarnings("ignore", message="Consolidated metadata")
+                zarr.consolidate_metadata(root.store)
+            n_empty = sum(int((n_genes[slice(*self.rows(shard))] == 0).sum()) for shard in range(self.n_shards))
+            self._place.rename(self.output)
+            (self.unfinished / RUN_FILE).unlink()
+        return n_empty
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Say what an error of the file system means for the run."""
+        try:
+            yield
+        except OSError as error:
+            message = (
+                f"{str(self.output)!r} cannot be written: {why_not_written(error)}. {self.state()}; when it is mended,"
+                " go on with resume=True (--resume)"
+            )
+            raise InputError(message) from error
+
+    def state(self) -> str:
+        """How far the run has come."""
+        return f"{self.n_shards - len(self.missing())} of {self.n_shards} shards are finished and stay"
+
+    def _root(self) -> Any:
+        return zarr.open_group(self._place, mode="r+", use_consolidated=False)
+
+    def _lay_out(self, fingerprint: dict[str, Any]) -> None:
+        root: Any = zarr.create_group(self._place, zarr_format=3)
+        for name in ("obsm", "uns", "layers", "varm", "obsp", "varp"):
+            _encode(root.create_group(name), "dict")
+        inner = math.gcd(self.shard_cells, 512)
+        vectors = root["obsm"].create_array(
+            self.key,
+            shape=(self.n_cells, self.width),
+            dtype=self.dtype,
+            chunks=(inner, self.width),
+            shards=(self.shard_cells, self.width),
+            compressors=None,
+        )
+        n_genes = root.create_group("obs").create_array(
+            self.n_genes_name, shape=(self.n_cells,), dtype="int64", chunks=(self.shard_cells,)
+        )
+        _encode(vectors, "array")
+        _encode(n_genes, "array")
+        # last and at once: a folder without it was never begun
+        partial = self.unfinished / f"{RUN_FILE}.new"
+        partial.write_text(json.dumps(fingerprint, indent=1), encoding="utf-8")
+        partial.replace(self.unfinished / RUN_FILE)
+
+
+@contextmanager
+def writing_all_strings() -> Iterator[None]:
+    """Let anndata write strings of which some may be missing, as it read them."""
+    with anndata.settings.override(allow_write_nullable_strings=True):
+        yield
+
+
+@contextmanager
+def writing(what: str) -> Iterator[None]:
+    """Turn whatever anndata raises on something that it cannot write into an error that says what it was.
+
+    Errors of the file system are left to the caller.
+    """
+    try:
+        yield
+    except (TahoeError, OSError):
+        raise
+    except Exception as error:
+        # anndata notes in which slot it was
+        told = [str(error), *getattr(error, "__notes__", ())]
+        reason = ". ".join(line for each in told if (line := each.strip().partition("\n")[0].removesuffix(".")))
+        message = f"{what} cannot be written ({type(error).__name__}: {reason}); change or remove what this names"
+        raise InputError(message) from error
+
+
+def check_same(before: dict[str, Any], now: dict[str, Any], where: str) -> None:
+    """Refuse to go on with a run that did something else, and say what."""
+    differing = [key for key in now.keys() | before.keys() if before.get(key) != now.get(key)]
+    if differing:
+        told = ", ".join(f"{key} ({before.get(key)} then, {now.get(key)} now)" for key in sorted(differing))
+        message = (
+            f"the run in {where!r} cannot go on, since something differs: {told}. Make it the same, or delete that"
+            " folder to start anew"
+        )
+        raise InputError(message)
+
+
+def _encode(element: Any, kind: str, **attributes: Any) -> None:
+    """Say what an element is, in the words of anndata's format."""
+    element.attrs.update({"encoding-type": kind, "encoding-version": ENCODED[kind], **attributes})

@@ -1,0 +1,240 @@
+"""The released checkpoints on the Hugging Face Hub, at pinned revisions."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import re
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tahoe.errors import ModelError
+from tahoe.model.files import DRUGS_FILE, FILES, VOCABULARY_FILE, WEIGHTS_FILE
+from tahoe.model.hub.digests import Known, check_digests, recorded_sha256
+from tahoe.settings import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True)
+class Release:
+    """Where a released checkpoint lies, and what is known of its files."""
+
+    repository: str
+    folder: str
+    revision: str
+    """The commit that the name stands for."""
+    about: str
+    known: Mapping[str, Known] = field(default_factory=dict)
+    """Sizes and digests at that commit, by name of the file. Of the others, the first download is remembered."""
+
+    @property
+    def patterns(self) -> list[str]:
+        """Paths of the files that are downloaded; nothing else is, whatever else lies there."""
+        return [f"{self.folder}/{name}" for name in (*FILES, DRUGS_FILE)]
+
+
+@dataclass(frozen=True)
+class Download:
+    """A checkpoint in the local cache."""
+
+    folder: Path
+    commit: str
+    sha256: Mapping[str, str]
+    """Digest of each file, by name."""
+
+
+REPOSITORY = "tahoebio/Tahoe-x1"
+REVISION = "d218a580b9c2500ae9dfc8367a398545e6f017a8"
+_VOCABULARY = Known(1_744_966, "b5aff3f24211cc87867b83e5d2718e89d13941f7e3687838848d05466b997a84")
+_VOCABULARY_WITH_DRUG = Known(1_744_985, "67afad54426a6871e3499bb61ad1a4dc65b87821ed6d2960ec8ed26d8947d9bc")
+RELEASES = {
+    "70m": Release(
+        REPOSITORY,
+        "70m-model",
+        REVISION,
+        "71 million parameters, 512 wide, 12 layers; 284 MB",
+        {VOCABULARY_FILE: _VOCABULARY},
+    ),
+    "1b": Release(
+        REPOSITORY,
+        "1b-model",
+        REVISION,
+        "1.35 billion parameters, 2048 wide, 24 layers; 5.4 GB",
+        {VOCABULARY_FILE: _VOCABULARY},
+    ),
+    "3b": Release(
+        REPOSITORY,
+        "3b-model",
+        REVISION,
+        "2.72 billion parameters, 2560 wide, 32 layers; 10.9 GB",
+        {VOCABULARY_FILE: _VOCABULARY_WITH_DRUG, WEIGHTS_FILE: Known(10_868_228_196, "424911f1")},
+    ),
+}
+# A small network that ships with the package, for trying things out.
+DEMO = "demo"
+
+
+def demo_folder() -> Path:
+    """Where the demo model lies."""
+    return Path(str(files("tahoe") / "data" / "demo-model"))
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that is neither registered nor a folder.
+
+    Raises
+    ------
+    tahoe.errors.ModelError
+        With the nearest registered name.
+    """
+    known = [*RELEASES, DEMO]
+    if name in known:
+        return
+    near = difflib.get_close_matches(
+        name.lower().removeprefix("tahoe-x1-").removeprefix("tahoe-"), known, n=1, cutoff=0.3
+    )
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    of_hub = [known for known, release in RELEASES.items() if release.repository.lower() == name.lower().strip("/")]
+    if of_hub:
+        hint = f"that repository has the models {', '.join(map(repr, of_hub))}. "
+    elif Path(name).is_file():
+        hint = f"it is a file: pass its folder, {str(Path(name).parent)!r}. "
+    elif any(separator in name for separator in "/\\~"):
+        hint = "there is no such folder here. "
+    message = (
+        f"model={name!r} is neither a registered name nor a folder; {hint}"
+        f"Registered are {', '.join(map(repr, known))}; a folder must hold {', '.join(FILES)}"
+    )
+    raise ModelError(message)
+
+
+def download(name: str, *, revision: str | None = None, cache_dir: Path | None = None) -> Download:
+    """Find a registered checkpoint in the local cache, downloaded if it is not there, with checked digests.
+
+    `huggingface_hub` does the work: ``HF_HOME``, ``HF_HUB_OFFLINE``, ``HF_TOKEN`` and ``HF_ENDPOINT`` are honoured. A
+    commit that is in the cache is used without a request.
+
+    Raises
+    ------
+    tahoe.errors.ModelError
+        If the files are neither cached nor can be had, or are not what they should be.
+    """
+    release = RELEASES[name]
+    known = release.known if revision in (None, release.revision) else {}
+    revision = revision or release.revision
+    root = _cached(release, revision, cache_dir)
+    if root is None:
+        try:
+            root = _fetched(release, revision, cache_dir)
+        except Exception as error:
+            raise ModelError(_told(name, release, revision, reason(error, cache_dir))) from error
+    folder = root / release.folder
+    missing = [file for file in FILES if not (folder / file).is_file()]
+    if missing:
+        raise ModelError(_told(name, release, revision, f"{release.folder} has no {' and no '.join(missing)} there"))
+    present = [file for file in (*FILES, DRUGS_FILE) if (folder / file).is_file()]
+    return Download(folder, root.name, check_digests(folder, present, known, _record(release, root.name, cache_dir)))
+
+
+def cached(name: str, *, cache_dir: Path | None = None) -> Path | None:
+    """Folder of a registered checkpoint, if it is in the local cache; nothing is asked of the Hub."""
+    release = RELEASES[name]
+    root = _cached(release, release.revision, cache_dir)
+    return root and root / release.folder
+
+
+def checked_sha256(name: str, folder: Path, *, cache_dir: Path | None = None) -> str:
+    """Digest of the weights of a cached checkpoint as it was last checked, "" if it was not; nothing is hashed."""
+    release = RELEASES[name]
+    return recorded_sha256(folder / WEIGHTS_FILE, _record(release, folder.parent.name, cache_dir))
+
+
+def _cached(release: Release, revision: str, cache_dir: Path | None) -> Path | None:
+    """Folder of a commit in the cache, if all files are there; a branch may have moved on."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if not re.fullmatch("[0-9a-f]{40}", revision):
+        return None
+    try:
+        root = snapshot_download(
+            release.repository,
+            revision=revision,
+            allow_patterns=release.patterns,
+            cache_dir=cache_dir,
+            local_files_only=True,
+        )
+    except LocalEntryNotFoundError:
+        return None
+    complete = all((Path(root) / release.folder / file).is_file() for file in FILES)
+    return Path(root) if complete else None
+
+
+def _fetched(release: Release, revision: str, cache_dir: Path | None) -> Path:
+    """Folder of a revision, downloaded where files are missing."""
+    from huggingface_hub import snapshot_download
+
+    return Path(
+        snapshot_download(
+            release.repository,
+            revision=revision,
+            allow_patterns=release.patterns,
+            cache_dir=cache_dir,
+            tqdm_class=None if settings.progress else _silent_bar(),
+        )
+    )
+
+
+def reason(error: Exception, cache_dir: Path | None = None) -> str:
+    """Why something failed between here and the Hub, and what would help."""
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    first_line = str(error).strip().partition("\n")[0].rstrip(". ") or type(error).__name__
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    if isinstance(error, RevisionNotFoundError):
+        return "there is no such revision; leave revision= away for the pinned one"
+    if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
+        return (
+            "the Hub does not let you in; log in with `hf auth login` or set HF_TOKEN, and if the repository is gated"
+            f" accept its terms on its page first ({first_line})"
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = cache_dir or "the Hugging Face cache (HF_HOME)"
+        return f"no space is left on the disk of {where}; free some, or set tahoe.settings.cache_dir to another"
+    return first_line
+
+
+def _told(name: str, release: Release, revision: str, why: str) -> str:
+    """Say that a model could not be had, and how to go on."""
+    commit = f"{revision[:12]}…" if len(revision) == 40 else revision
+    return (
+        f"model={name!r} could not be had from the Hub ({release.repository} at {commit}): {why}."
+        f" Without a connection, fetch the folder {release.folder} elsewhere"
+        f" (`hf download {release.repository} --include '{release.folder}/*' --revision {revision}`) and pass its"
+        f" path as model=. model={DEMO!r} needs no download, and is not for science"
+    )
+
+
+def _record(release: Release, commit: str, cache_dir: Path | None) -> Path | None:
+    """Where the digests of the first download are remembered: among the assets of the Hugging Face cache."""
+    from huggingface_hub import cached_assets_path
+
+    try:
+        folder = cached_assets_path("tahoe", release.repository, commit, assets_dir=cache_dir)
+    except (OSError, ValueError):
+        return None
+    return folder / f"{release.folder}.json"
+
+
+def _silent_bar() -> Any:
+    from tqdm import tqdm
+
+    class Silent(tqdm):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **{**options, "disable": True})
+
+    return Silent

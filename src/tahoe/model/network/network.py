@@ -1,0 +1,288 @@
+"""The whole Tahoe-x1 network.
+
+Tokens of all cells of a batch lie end to end, without padding, so that nothing of one cell can reach another.
+Shapes are written as suffixes: T tokens of the batch, N tokens of one cell, C cells, D model width, H heads,
+K head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from tahoe.errors import ModelError
+from tahoe.model.cpu.linear import Linear, computed_in, linear
+from tahoe.model.cuda import fused
+from tahoe.model.network.attention import ATTENTION, Attention, Spans, weights
+from tahoe.model.network.encoders import ACTIVATIONS, DrugEncoder, Embedding, ValueEncoder
+
+if TYPE_CHECKING:
+    from tahoe.model.config import ModelConfig
+
+# Called with (layer, cell of the batch, weights of shape (heads, tokens, tokens)).
+Observer = Callable[[int, int, Tensor], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some cells as packed tokens, on one device."""
+
+    ids_T: Tensor
+    """Token ids (int64)."""
+    values_T: Tensor
+    """Their bins, or log-transformed values (float32)."""
+    cells: Spans
+    """Where each cell begins and ends."""
+    masked_T: Tensor | None = None
+    """Tokens whose value is hidden from the network, which is to predict it."""
+    drugs_C: Tensor | None = None
+    """Row of the drug table for each cell. The second token of each cell is then the drug token."""
+
+    @property
+    def starts_C(self) -> Tensor:
+        """Index of the first token of each cell."""
+        return self.cells.device_bounds[:-1].long()
+
+
+class Layer(nn.Module):
+    """Attention, then a feed-forward block, each with its norm before (or after) it and a residual path around it."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, hidden = config.d_model, config.expansion_ratio * config.d_model
+        self.attention_norm = nn.LayerNorm(width, eps=config.norm_eps)
+        self.qkv = Linear(width, 3 * width)
+        self.attention_out = Linear(width, width)
+        self.feed_forward_norm = nn.LayerNorm(width, eps=config.norm_eps)
+        self.up = Linear(width, hidden)
+        self.gate = Linear(width, hidden) if config.gated else None
+        self.down = Linear(hidden, width)
+        self.activation = ACTIVATIONS[config.activation]
+        self.pre_norm = config.pre_norm
+        self.head_size = config.head_size
+
+    def forward(self, x_TD: Tensor, cells: Spans, attend: Attention, masked_T: Tensor | None = None) -> Tensor:
+        """All tokens through the layer."""
+        q_TD, k_TD, v_TD = self.qkv(self._before(x_TD, self.attention_norm)).chunk(3, dim=-1)
+        context_TD = self._attend(q_TD, k_TD, v_TD, cells, cells, attend, masked_T)
+        return self._finish(x_TD, context_TD)
+
+    def first_tokens(self, x_TD: Tensor, batch: Batch, attend: Attention, masked_T: Tensor | None = None) -> Tensor:
+        """Only the first token of each cell, which still looks at all tokens of its cell: (C, D)."""
+        n_cells, width = len(batch.cells.bounds) - 1, x_TD.shape[-1]
+        h_TD = self._before(x_TD, self.attention_norm)
+        q_CD = linear(h_TD[batch.starts_C], self.qkv.weight[:width], self.qkv.bias[:width])
+        k_TD, v_TD = linear(h_TD, self.qkv.weight[width:], self.qkv.bias[width:]).chunk(2, dim=-1)
+        queries = Spans.single(n_cells, x_TD.device)
+        context_CD = self._attend(q_CD, k_TD, v_TD, queries, batch.cells, attend, masked_T)
+        return self._finish(x_TD[batch.starts_C], context_CD)
+
+    def heads(self, x_TD: Tensor) -> Tensor:
+        """Split the width into heads: (T, H, K)."""
+        return x_TD.unflatten(-1, (-1, self.head_size))
+
+    def attention_weights(self, x_TD: Tensor, cells: Spans, cell: int, masked_T: Tensor | None = None) -> Tensor:
+        """Weights of one cell in this layer, (heads, tokens, tokens)."""
+        start, end = cells.bounds[cell : cell + 2]
+        q_ND, k_ND, _ = self.qkv(self._before(x_TD[start:end], self.attention_norm)).chunk(3, dim=-1)
+        return weights(self.heads(q_ND), self.heads(k_ND), None if masked_T is None else masked_T[start:end])
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, queries: Spans, keys: Spans, attend: Attention, masked_T: Tensor | None
+    ) -> Tensor:
+        return attend(self.heads(q), self.heads(k), self.heads(v), queries, keys, masked_T).flatten(-2)
+
+    def _before(self, x_TD: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """Norm where it comes first, and cast to the precision of the linear layers; x itself stays float32."""
+        return fused.norm(x_TD, norm, self.qkv.precision) if self.pre_norm else x_TD.to(self.qkv.precision)
+
+    def _finish(self, x_TD: Tensor, context_TD: Tensor) -> Tensor:
+        update_TD = self.attention_out(context_TD)
+        if self.pre_norm:
+            x_TD, h_TD = fused.add_norm(x_TD, update_TD, self.feed_forward_norm, self.qkv.precision)
+        else:
+            x_TD = self.attention_norm(x_TD + update_TD)
+            h_TD = x_TD.to(self.qkv.precision)
+        if self.gate is None:
+            hidden_TD = self.up(h_TD, self.activation)
+        else:
+            hidden_TD = self.gate(h_TD, self.activation) * self.up(h_TD)
+        x_TD = x_TD + self.down(hidden_TD)
+        return x_TD if self.pre_norm else self.feed_forward_norm(x_TD)
+
+
+class ExpressionDecoder(nn.Module):
+    """Predict the value of a token from its own output."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.hidden = nn.ModuleList(nn.Linear(config.d_model, config.d_model) for _ in range(config.decoder_layers))
+        self.out = nn.Linear(config.d_model, 1)
+        self.activation = ACTIVATIONS[config.decoder_activation]
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """Prediction at each token: (T,) float32."""
+        x_TD = x_TD.to(self.out.weight.dtype)
+        for hidden in self.hidden:
+            x_TD = self.activation(hidden(x_TD))
+        return self.out(x_TD)[:, 0].float()
+
+
+class MVCDecoder(nn.Module):
+    """Predict the value of a gene from the cell's embedding: the dot product with a query made from the gene."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.query = nn.Linear(config.d_model, config.d_model)
+        self.weight = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.activation = ACTIVATIONS[config.mvc_activation]
+        self.scale = config.d_model**-0.5 if config.mvc_scaled else 1.0
+
+    def forward(self, cell_CD: Tensor, gene_TD: Tensor, lengths_C: Tensor | int) -> Tensor:
+        """Prediction at each token, where cell i has the next ``lengths_C[i]`` tokens: (T,) float32.
+
+        Where all cells have as many, one number will do, and a GPU need not be waited for.
+        """
+        queries_TD = self.weight(self.activation(self.query(gene_TD.to(self.query.weight.dtype)))).float()
+        cell_TD = cell_CD.float().repeat_interleave(lengths_C, dim=0, output_size=len(gene_TD))
+        return (queries_TD * cell_TD).sum(-1) * self.scale
+
+
+class Network(nn.Module):
+    """Tahoe-x1: encoders for genes, values and drugs, a stack of layers, and two decoders."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.d_model
+        self.config = config
+        self.genes = Embedding(config.vocab_size, width)
+        self.gene_norm = nn.LayerNorm(width) if config.gene_norm else nn.Identity()
+        self.value = ValueEncoder(config)
+        self.flag = Embedding(2, width)
+        self.drug = DrugEncoder(width, config.drug_encoder) if config.drug_encoder else None
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
+        self.norm = nn.LayerNorm(width, eps=config.norm_eps) if config.pre_norm else nn.Identity()
+        self.expression = ExpressionDecoder(config)
+        self.mvc = MVCDecoder(config) if config.mvc_decoder else None
+        self.has_weights = True
+        self.n_parameters = sum(weight.numel() for weight in self.parameters())
+
+    def forward(self, batch: Batch, attention: str = "sdpa") -> Tensor:
+        """Outputs of all tokens, (T, D) float32: a cell's embedding at its first token, its genes behind it."""
+        masked_T = self._hidden_keys(batch)
+        x_TD = self.inputs(batch)
+        for layer in self.layers:
+            x_TD = layer(x_TD, batch.cells, ATTENTION[attention], masked_T)
+        return self.norm(x_TD)
+
+    def observe(
+        self, batch: Batch, observer: Observer, layers: Sequence[int] | None = None, attention: str = "sdpa"
+    ) -> None:
+        """Show the attention weights of each cell in `layers`, by default in all of them.
+
+        What lies above the last of these layers is not computed.
+        """
+        layers = range(len(self.layers)) if layers is None else layers
+        masked_T = self._hidden_keys(batch)
+        x_TD = self.inputs(batch)
+        for number, layer in enumerate(self.layers[: max(layers) + 1]):
+            if number in layers:
+                for cell in range(len(batch.cells.bounds) - 1):
+                    observer(number, cell, layer.attention_weights(x_TD, batch.cells, cell, masked_T))  # type: ignore[operator]
+            if number < max(layers):
+                x_TD = layer(x_TD, batch.cells, ATTENTION[attention], masked_T)
+
+    def embed_cells(self, batch: Batch, attention: str = "sdpa") -> Tensor:
+        """Embeddings of the cells, (C, D) float32, not normalised: what `forward` gives at each first token.
+
+        Nothing reads the other outputs of the last layer, so they are not computed.
+        """
+        masked_T = self._hidden_keys(batch)
+        x_TD = self.inputs(batch)
+        *layers, last = self.layers
+        for layer in layers:
+            x_TD = layer(x_TD, batch.cells, ATTENTION[attention], masked_T)
+        return self.norm(last.first_tokens(x_TD, batch, ATTENTION[attention], masked_T))  # type: ignore[operator]
+
+    def inputs(self, batch: Batch) -> Tensor:
+        """What enters the first layer: gene plus value, or the flag in place of a masked value, and the drug."""
+        if not self.has_weights and len(batch.cells.lengths) > 1:
+            message = (
+                f"in int8 each cell goes through the network alone, since it has a scale of its own, and this batch has"
+                f" {len(batch.cells.lengths)}; call the methods of TahoeModel, or load it with dtype='float32'"
+            )
+            raise ModelError(message)
+        value_TD = self.value(batch.values_T)
+        if batch.masked_T is not None:
+            value_TD = torch.where(batch.masked_T[:, None], self.flag.weight[1].float(), value_TD)
+        x_TD = self.gene_inputs(batch.ids_T) + value_TD
+        if batch.drugs_C is not None:
+            if self.drug is None:
+                message = "this network has no drug encoder"
+                raise ModelError(message)
+            x_TD = x_TD.index_copy(0, batch.starts_C + 1, self.drug(batch.drugs_C))
+        return x_TD
+
+    def gene_inputs(self, ids_T: Tensor) -> Tensor:
+        """Input embedding of each gene, (T, D) float32: no context, no value."""
+        return self.gene_norm(self.genes(ids_T).float())
+
+    def decode(self, output_TD: Tensor) -> Tensor:
+        """Predicted value of each token from its own output, (T,)."""
+        return self.expression(output_TD)
+
+    def decode_mvc(self, output_TD: Tensor, batch: Batch) -> Tensor:
+        """Predicted value of each token from its cell's embedding, (T,)."""
+        if self.mvc is None:
+            message = "this network has no MVC decoder"
+            raise ModelError(message)
+        lengths_C = batch.cells.device_bounds.diff().long()
+        return self.mvc(output_TD[batch.starts_C], self.gene_inputs(batch.ids_T), lengths_C)
+
+    def _hidden_keys(self, batch: Batch) -> Tensor | None:
+        return batch.masked_T if self.config.hide_masked else None
+
+    def set_precision(self, precision: torch.dtype) -> Network:
+        """Cast all weights but those of the norms, which stay float32 as the residual stream does.
+
+        In int8 are the linear layers of all layers but the last, and from there no way leads back.
+        """
+        self.check_weights()
+        if precision == torch.int8:
+            self._round_weights()
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                module.to(computed_in(precision))
+            elif isinstance(module, nn.LayerNorm):
+                module.to(torch.float32)
+        return self
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Precision of the linear layers."""
+        return self.expression.out.weight.dtype if self.has_weights else torch.int8
+
+    def check_weights(self) -> None:
+        """Refuse what needs the weights themselves.
+
+        Raises
+        ------
+        tahoe.errors.ModelError
+            If only their rounded values are left.
+        """
+        if not self.has_weights:
+            message = "this model has its weights in int8, which is for inference only; load it with dtype='float32'"
+            raise ModelError(message)
+
+    def _round_weights(self) -> None:
+        from tahoe.model.cpu.int8 import Int8Linear
+
+        for layer in self.layers[:-1]:
+            for name, module in list(layer.named_children()):
+                if isinstance(module, Linear):
+                    setattr(layer, name, Int8Linear(module))
+        self.has_weights = False

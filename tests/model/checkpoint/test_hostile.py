@@ -1,0 +1,357 @@
+"""Files that somebody broke or made to do harm: each is refused by name, at once, and takes no memory."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import shutil
+import struct
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+import tahoe
+from tahoe.errors import InputError, ModelError
+from tahoe.model import ModelConfig, Vocabulary
+from tahoe.model.checkpoint.config_files import read_yaml
+from tahoe.model.checkpoint.weights import read_drugs
+
+LETTERS = "abcdefghij"
+LAUGHS = "a: &a [x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip(LETTERS, LETTERS[1:], strict=False)
+)
+MERGES = "a: &a {x: 1}\n" + "".join(
+    f"{name}: &{name} {{<<: [{', '.join([f'*{before}'] * 9)}]}}\n"
+    for before, name in zip(LETTERS, LETTERS[1:], strict=False)
+)
+TEXTS = {
+    "aliases that unfold to a billion": LAUGHS + "d_model: *j\n",
+    "aliases as a word": LAUGHS + "precision: *j\n",
+    "aliases as a section": LAUGHS + "attn_config: *j\n",
+    "merges without end": MERGES,
+    "one merge": "a: &a {x: 1}\nb: {<<: *a}\n",
+    "a list that holds itself": "d_model: &a [*a]\n",
+    "a mapping that holds itself": "norm_config: &a {eps: *a}\n",
+    "a key twice": "d_model: 8\nd_model: 16\n",
+    "code to run": "x: !!python/object/apply:os.system ['false']\n",
+    "an object to make": "x: !!python/object:subprocess.Popen {}\n",
+    "a name to look up": "x: !!python/name:os.system\n",
+    "a whole number of nothing": "x: !!int ''\n",
+    "a truth that is none": "x: !!bool maybe\n",
+    "a time that is none": "x: !!timestamp soon\n",
+    "a day that is none": "x: 2001-99-99\n",
+    "bytes that are none": "x: !!binary '?'\n",
+    "a number of 5,000 digits": "d_model: " + "9" * 5000,
+    "an unknown alias": "x: *nowhere\n",
+    "an unknown tag": "x: !wild 1\n",
+    "two documents": "--- {a: 1}\n--- {b: 2}\n",
+    "a list as key": "? [a]\n: 1\n",
+    "a mapping as key": "? {a: 1}\n: 1\n",
+    "100,000 brackets": "x: " + "[" * 100_000,
+    "100,000 braces": "x: " + "{a: " * 50_000,
+    "100,000 dashes": "- " * 50_000,
+    "a megabyte": "# " + "x" * (1 << 20),
+    "a tabulator": "\tx: 1\n",
+    "a null character": "x: \x00\n",
+    "half of a character": "x: \ud800",
+    "another YAML": "%YAML 9.9\n--- {}\n",
+    "no text": b"\xff\xfe\x00\xd8",
+    "latin-1": "x: é".encode("latin-1"),
+    "nothing": "",
+    "a word": "hello",
+    "a list": "- 1\n- 2\n",
+}
+VALUES = {
+    "d_model": [0, -8, 2.5, "8", None, True, [8], {"a": 8}, 1 << 17, 1 << 70, float("nan"), float("inf"), 3],
+    "n_layers": [0, -1, 3, 4096, 1 << 24, 1 << 70, "two", [1], None, True],
+    "n_heads": [0, -1, 3, 1 << 30, None, "x", 2.0],
+    "vocab_size": [0, 5, -1, 1 << 30, None, "many", 2004],
+    "expansion_ratio": [0, 1, 300, -4, None, 4.5],
+    "transformer_activation": ["swish", "", 3, True, ["relu"], {"a": 1}],
+    "norm_scheme": ["middle", 1, ["pre"]],
+    "use_glu": ["yes", 1, 0, "false", [], True],
+    "cell_emb_style": ["avg-pool", 1, ["cls"], "", True],
+    "precision": [["fp32"], {"a": 1}],
+    "attn_config": [3, "flash", [1], True],
+    "attn_config__attn_type": ["multiquery_attention", 1, []],
+    "attn_config__kv_n_heads": [1, "4", 0],
+    "attn_config__use_attn_mask": ["no", 1, []],
+    "norm_config__norm_type": ["rmsnorm", 1, []],
+    "norm_config__eps": ["tiny", 0, -1e-5, 2, float("nan"), float("inf"), True, [1e-5], 10**400],
+    "gene_encoder__use_norm": ["no", 1, 0, []],
+    "gene_encoder__embeddings": [{"esm": {}}, [1], 3],
+    "expression_encoder__activation": ["swish", 2],
+    "expression_encoder__max_value": ["much", -1, float("inf"), 10**400, True],
+    "expression_encoder__input_emb_style": ["category", 1],
+    "expression_decoder__n_layers": [-1, 0, 5000, 1 << 24, "one", 2],
+    "expression_decoder__n_outputs": [2, 0, "1"],
+    "mvc": [3, [1], "inner product", None, {}],
+    "mvc__arch_style": ["concat query", 1],
+    "mvc__scaled_dot_product": ["yes", 1],
+}
+COLLATOR = {
+    "do_binning": ["yes", 1, []],
+    "log_transform": ["no", True, 1],
+    "num_bins": [11, 0, -1, "51", 51.5, 1 << 70],
+    "right_binning": [True, "no", 1],
+    "pad_value": [-2.5, 51, 60, -1e15, float("nan"), float("inf"), "x", 1e300, True],
+    "mask_value": [-1.5, 99, -1e9, float("nan"), "x", []],
+    "target_sum": [0, -1, float("inf"), "x", []],
+    "mlm_probability": [2, -0.1, "half", [0.5, "half"], [0.5, 3], [[0.5]], float("nan")],
+    "max_length": [-1, "x", 1 << 40, 2.5],
+    "use_chem_token": [True, "yes", 1],
+}
+IDS = [
+    "[]",
+    "{",
+    "3",
+    '{"a": "1"}',
+    '{"a": 1.5}',
+    '{"a": -1}',
+    '{"a": NaN}',
+    '{"a": true}',
+    '{"a": 1, "a": 2}',
+]
+IDS += ['{"a": Infinity}', '{"a": ' + "9" * 5000 + "}", '{"\\ud800": 1}', "[" * 100_000, '{"a": ' * 50_000, ""]
+
+
+def changed_yaml(path, key, value):
+    content = yaml.safe_load(path.read_text())
+    *outer, last = key.split("__")
+    place = content
+    for name in outer:
+        place = place[name]
+    place[last] = value
+    path.write_text(yaml.safe_dump(content))
+
+
+@pytest.fixture
+def folder(reference, tmp_path):
+    return shutil.copytree(reference / "tiny-model", tmp_path / "tiny")
+
+
+def refused(folder, file, text):
+    content = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+    (folder / file).write_bytes(content)
+    with pytest.raises(ModelError) as caught:
+        tahoe.load_model(folder)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_text_of_the_network(folder, text):
+    refused(folder, "model_config.yml", text)
+
+
+# What reads well, and stands under a key that nobody reads in the other file.
+READ = ("aliases that", "aliases as", "a list that holds", "a mapping that holds", "bytes that")
+
+
+@pytest.mark.parametrize("name", [name for name in TEXTS if not name.startswith(READ)])
+def test_text_of_the_tokens(folder, name):
+    refused(folder, "collator_config.yml", TEXTS[name])
+
+
+def cases(table):
+    return [
+        pytest.param(key, value, id=f"{key}={str(value)[:20]}") for key, values in table.items() for value in values
+    ]
+
+
+@pytest.mark.parametrize(("key", "value"), cases(VALUES))
+def test_value_of_the_network(folder, key, value):
+    changed_yaml(folder / "model_config.yml", key, value)
+    with pytest.raises(ModelError):
+        tahoe.load_model(folder)
+
+
+@pytest.mark.parametrize(("key", "value"), cases(COLLATOR))
+def test_value_of_the_tokens(folder, key, value):
+    changed_yaml(folder / "collator_config.yml", key, value)
+    with pytest.raises(ModelError):
+        tahoe.load_model(folder)
+
+
+@pytest.mark.parametrize("content", IDS)
+def test_drugs_and_vocabulary(tmp_path, content):
+    (tmp_path / "ids.json").write_text(content)
+    with pytest.raises(ModelError, match=r"ids\.json"):
+        read_drugs(tmp_path / "ids.json")
+    with pytest.raises(ModelError, match=r"ids\.json"):
+        Vocabulary.read(tmp_path / "ids.json")
+
+
+@pytest.mark.parametrize(
+    "ids", [{"<pad>": 0, "<cls>": 0}, {"<pad>": 0, "<cls>": 1 << 62}, {"<pad>": 0}, {}, {"a": 1.0}]
+)
+def test_ids(ids):
+    with pytest.raises(ModelError):
+        Vocabulary(ids)
+
+
+def test_a_vocabulary_too_large_to_be_one(tmp_path):
+    path = tmp_path / "vocab.json"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # a hole: it takes no space on the disk, and would take a terabyte of memory
+    with pytest.raises(ModelError, match="has 1,099,511,627,776 bytes"):
+        Vocabulary.read(path)
+
+
+def test_a_file_of_drugs_that_is_not_there(tiny, full_cells, reference):
+    drug_model = tahoe.load_model(reference / "drug-model")
+    full_cells.obs["drug"] = "a"
+    with pytest.raises(InputError, match="there is no such file"):
+        tahoe.tl.embed(full_cells, drug_model, drug_key="drug", drugs="nowhere.json")
+
+
+HEADER = {"model.flag_encoder.weight": {"dtype": "F32", "shape": [2, 64], "data_offsets": [0, 512]}}
+
+
+def entry(**changed):
+    return {"model.flag_encoder.weight": HEADER["model.flag_encoder.weight"] | changed}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x00" * 7,
+        struct.pack("<Q", 0),
+        struct.pack("<Q", 1 << 63),
+        struct.pack("<Q", (1 << 64) - 1) + b"{}",
+        struct.pack("<Q", 100_000_001) + b"{}",
+        struct.pack("<Q", 2) + b"[]",
+        struct.pack("<Q", 4) + b"null",
+        struct.pack("<Q", 100_000) + b"[" * 100_000,
+        struct.pack("<Q", 4) + b"\xff\xff\xff\xff",
+        entry(shape=[1 << 40, 1 << 40]),
+        entry(shape=[-2, 64]),
+        entry(shape=[2.5, 64]),
+        entry(shape=[2, 65]),
+        entry(shape=[1 << 64]),
+        entry(shape="2"),
+        entry(dtype="F65"),
+        entry(dtype="I64", shape=[1, 64]),
+        entry(dtype="BOOL", shape=[512]),
+        entry(dtype=None),
+        entry(data_offsets=[512, 0]),
+        entry(data_offsets=[-512, 0]),
+        entry(data_offsets=[0, 1 << 63]),
+        entry(data_offsets=[4, 516]),
+        entry(data_offsets=[0]),
+        {"model.flag_encoder.weight": 3},
+        {"__metadata__": {"format": 3}},
+        {"__metadata__": "pt"},
+        {"": HEADER["model.flag_encoder.weight"]},
+        HEADER,
+        b"\x80\x04\x95" + b"\x00" * 64,
+    ],
+)
+def test_weights(folder, content):
+    if isinstance(content, dict):
+        header = json.dumps(content).encode()
+        content = struct.pack("<Q", len(header)) + header + b"\x00" * 512
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(ModelError):
+        tahoe.load_model(folder)
+
+
+def test_layers_without_weights_are_not_made(folder):
+    """A file that says 4,000 layers is refused before they are made, not after."""
+    changed_yaml(folder / "model_config.yml", "n_layers", 4000)
+    with pytest.raises(ModelError, match="has only .* weights"):
+        tahoe.load_model(folder)
+
+
+def test_hostile_sizes_take_no_memory(folder, tmp_path):
+    """All of these with an address space of 6 GB, where torch alone wants a good part of it."""
+    code = (
+        "import sys, pathlib, tahoe\n"
+        "for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):\n"
+        "    try: tahoe.load_model(path)\n"
+        "    except tahoe.errors.ModelError: print(path.name)\n"
+    )
+    for number, (key, value) in enumerate([("d_model", 65536), ("vocab_size", 1 << 24), ("expansion_ratio", 256)]):
+        shutil.copytree(folder, tmp_path / "all" / str(number))
+        changed_yaml(tmp_path / "all" / str(number) / "model_config.yml", key, value)
+    shutil.copytree(folder, tmp_path / "all" / "pad")
+    changed_yaml(tmp_path / "all" / "pad" / "collator_config.yml", "pad_value", -(10.0**12))
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
+
+    command = [sys.executable, "-c", code, str(tmp_path / "all")]
+    run = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["0", "1", "2", "pad"]
+
+
+def test_weights_that_are_not_numbers_are_named(folder, full_cells):
+    """They load, since nobody looks at three billion weights; the first cell tells."""
+    weights = tahoe.load_model(folder).network.state_dict()
+    weights = {f"model.{name}": weight for name, weight in torch_names(weights).items()}
+    weights["model.transformer_encoder.norm.bias"] = torch.full_like(
+        weights["model.transformer_encoder.norm.bias"], torch.nan
+    )
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(ModelError, match="the network gave NaN"):
+        tahoe.tl.embed(full_cells, folder)
+    assert "X_tahoe" not in full_cells.obsm
+
+
+def torch_names(weights):
+    from tahoe.model.checkpoint.weights import released_name
+
+    return {released_name(name): weight.clone() for name, weight in weights.items()}
+
+
+plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+nested = st.recursive(plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_value_for_any_key(reference, data):
+    """Whatever stands there: an error that names it, or a configuration within the limits."""
+    model = yaml.safe_load((reference / "tiny-model" / "model_config.yml").read_text())
+    collator = yaml.safe_load((reference / "tiny-model" / "collator_config.yml").read_text())
+    for place in (model, collator, *(inner for inner in model.values() if isinstance(inner, dict))):
+        if data.draw(st.booleans()):
+            place[data.draw(st.sampled_from(sorted(place)))] = data.draw(nested)
+    try:
+        config = ModelConfig.from_mappings(model, collator)
+    except ModelError:
+        return
+    assert config.d_model % config.n_heads == 0
+    assert config.norm_eps > 0
+    again = ModelConfig.from_mappings(*config.to_mappings())
+    assert again == config
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(max_size=200) | st.binary(max_size=200))
+def test_any_text_as_yaml(tmp_path, text):
+    path = tmp_path / "model_config.yml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
+    with contextlib.suppress(ModelError):
+        assert isinstance(read_yaml(path), dict)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.text(max_size=6), st.integers(-1, 9) | plain, max_size=6))
+def test_any_mapping_as_vocabulary(tmp_path, ids):
+    path = tmp_path / "vocab.json"
+    path.write_text(json.dumps({"<pad>": 0, "<cls>": 1} | ids))
+    try:
+        vocabulary = Vocabulary.read(path)
+    except ModelError:
+        return
+    assert len(set(vocabulary.ids.values())) == len(vocabulary)
+    assert vocabulary.tokens_of(list(vocabulary.genes)).tolist() == [vocabulary.ids[gene] for gene in vocabulary.genes]
+    assert len(vocabulary.sha256) == 64

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from tahoe.model.cpu import threads as streams
+from tahoe.model.cpu.threads import n_cores, n_streams, spread
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_every_item_once_in_inference_mode(threads):
+    done = []
+    spread(lambda item: done.append((item, torch.is_inference_mode_enabled())), range(500))
+    assert sorted(done) == [(item, True) for item in range(500)]
+    spread(done.append, [])
+    assert len(done) == 500
+
+
+def test_a_stream_is_one_thread_and_changes_no_other(threads):
+    inside = []
+    spread(lambda _: inside.append(torch.get_num_threads()), range(20))
+    assert inside == [1] * 20
+    assert torch.get_num_threads() == threads
+    elsewhere = threading.Thread(target=lambda: inside.append(torch.get_num_threads()))
+    elsewhere.start()
+    elsewhere.join()
+    assert inside[-1] == threads
+
+
+def test_an_error_ends_the_work_and_surfaces(threads):
+    done = []
+
+    def work(item):
+        if item == 3:
+            message = "item 3"
+            raise IndexError(message)
+        done.append(item)
+
+    with pytest.raises(IndexError, match="item 3"):
+        spread(work, range(10**5))
+    assert len(done) < 10**5
+
+
+def test_callers_share_the_streams(threads):
+    names = set()
+    with ThreadPoolExecutor(6) as callers:
+        calls = [callers.submit(spread, lambda _: names.add(threading.current_thread()), range(50)) for _ in range(6)]
+        for call in calls:
+            call.result()
+    assert len(names) <= n_cores()
+    assert n_streams() <= threads
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3.0),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({}, None),
+    ],
+)
+def test_quota_of_a_container(tmp_path, files, quota, monkeypatch):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert streams._quota(tmp_path) == quota
+    monkeypatch.setattr(streams, "CGROUPS", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64), raising=False)
+    assert n_cores() == {None: 64, 1.5: 2, 3.0: 3}[quota]
+
+
+def test_omp_num_threads_counts():
+    code = "from tahoe.model.cpu.threads import n_streams; print(n_streams())"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "1"
+
+
+def test_the_interpreter_ends_after_an_interrupt():
+    code = """
+import signal, threading, time
+from tahoe.model.cpu.threads import spread
+def work(item):
+    time.sleep(0.001)
+    if item == 5:
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+spread(work, range(10**5))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert "KeyboardInterrupt" in run.stderr
+
+
+FORKED = """
+import os, sys, tahoe
+model = tahoe.load_model("demo", device="cpu", dtype="float32")
+cells = tahoe.datasets.pbmc68k()[:20].copy()
+tahoe.tl.embed(cells, model)
+child = os.fork()
+again = cells.copy()
+tahoe.tl.embed(again, model)
+same = (again.obsm["X_tahoe"] == cells.obsm["X_tahoe"]).all()
+if child:
+    same &= os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+os._exit(not same)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_has_streams_of_its_own():
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], timeout=120, check=False).returncode == 0

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+
+from tahoe.model.tokens.edits import ask_for, hide_share, without
+from tahoe.model.training.loop import masked_batch
+
+
+@pytest.fixture
+def tokens(tiny, full_cells):
+    return tiny.tokenize(full_cells.X, tiny.vocabulary.tokens_of(full_cells.var_names))
+
+
+def test_a_share_of_each_cell_is_hidden(tokens):
+    hidden = hide_share(tokens, 0.3, seed=4)
+    assert not hidden[~tokens.is_gene].any()
+    per_cell = np.add.reduceat(hidden, tokens.bounds[:-1])
+    np.testing.assert_array_equal(per_cell, np.floor((tokens.lengths - 1) * 0.3))
+    again = hide_share(tokens, 0.3, seed=5)
+    # a quarter or so of the two choices agree by chance
+    assert 0.2 < (hidden & again).sum() / hidden.sum() < 0.4
+
+
+def test_the_choice_depends_on_the_cell_alone(tiny, full_cells, tokens):
+    hidden = hide_share(tokens, 0.5)
+    column_tokens = tiny.vocabulary.tokens_of(full_cells.var_names)
+    generator = np.random.default_rng(0)
+    rows, columns = generator.permutation(full_cells.n_obs), generator.permutation(full_cells.n_vars)
+    shuffled = tiny.tokenize(full_cells.X[rows][:, columns], column_tokens[columns])
+    choice = hide_share(shuffled, 0.5)
+    for place, row in enumerate(rows):
+        here, there = (slice(*each.bounds[i : i + 2]) for each, i in ((tokens, row), (shuffled, place)))
+        assert set(tokens.ids[here][hidden[here]]) == set(shuffled.ids[there][choice[there]])
+        alone = hide_share(tokens.cells(row, row + 1), 0.5)
+        np.testing.assert_array_equal(alone, hidden[here])
+
+
+def test_nothing_to_hide(tiny):
+    empty = tiny.tokenize(sparse.csr_array((2, 3), dtype=np.float32), np.array([5, 6, 7]))
+    assert not hide_share(empty, 0.9).any()
+
+
+def test_hidden_values_do_not_reach_the_network(tiny, tokens):
+    some = tokens.cells(10, 14)
+    hidden = hide_share(some, 0.5)
+    other = replace(some, values=np.where(hidden, np.float32(50), some.values))
+    for decoder in ("expression", "mvc"):
+        assert torch.equal(tiny.predict(some, decoder, hidden), tiny.predict(other, decoder, hidden))
+
+
+def test_prediction_is_what_training_compares_with_the_truth(tiny, tokens):
+    some = tokens.cells(10, 14)
+    hidden = hide_share(some, 0.5)
+    batch, _ = masked_batch(some, hidden, tiny.config, tiny.device)
+    with torch.inference_mode():
+        outputs = tiny.network(batch)
+        expected = {"expression": tiny.network.decode(outputs), "mvc": tiny.network.decode_mvc(outputs, batch)}
+    for decoder, values in expected.items():
+        torch.testing.assert_close(tiny.predict(some, decoder, hidden), values, atol=2e-5, rtol=0)
+
+
+def test_scaled_targets_come_back_as_bins(tiny, tokens):
+    some = tokens.cells(10, 12)
+    plain = tiny.predict(some)
+    tiny.network.config = replace(tiny.config, scaled_targets=True)
+    torch.testing.assert_close((tiny.predict(some) - 1) / 49 * 2 - 1, plain)
+
+
+def test_asking_adds_tokens_and_takes_the_own_ones_away(tokens):
+    some = tokens.cells(3, 9)
+    own = some.ids[some.bounds[2] + 1]
+    genes = np.array([own, 1999])
+    longer, asking = ask_for(without(some, genes), genes, -1.0)
+    for cell in range(len(some)):
+        here, before = slice(*longer.bounds[cell : cell + 2]), slice(*some.bounds[cell : cell + 2])
+        kept = ~np.isin(some.ids[before], genes)
+        np.testing.assert_array_equal(longer.ids[here], [*some.ids[before][kept], *genes])
+        np.testing.assert_array_equal(longer.values[here], [*some.values[before][kept], -1, -1])
+        np.testing.assert_array_equal(asking[here], [*np.zeros(kept.sum(), dtype=bool), True, True])
