@@ -32,10 +32,11 @@ test-newest: ## run the tests with the newest Python and the newest releases of 
 	$(NEWEST)/bin/python -m pytest
 	$(NEWEST)/bin/python -m pytest --quiet --doctest-modules --ignore-glob="*/triton_*.py" src
 
-lint: $(VENV)/.lint ## style and types
+lint: $(VENV)/.lint ## style, types, and who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 docs: $(VENV)/.doc ## build the documentation, offline, warnings being errors
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html

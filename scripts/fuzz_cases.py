@@ -21,9 +21,9 @@ from tahoe._cells.opening import open_source
 from tahoe._run.batches import embed_cells
 from tahoe._run.inputs import read_inputs
 from tahoe.model import ModelConfig, TahoeModel, Vocabulary
+from tahoe.model.checkpoint.config_files import contents_of, read_config
 from tahoe.model.checkpoint.weights import our_name, read_checkpoint, write_checkpoint
-from tahoe.model.config import COLLATOR_FILE, MODEL_FILE
-from tahoe.model.files import VOCABULARY_FILE, WEIGHTS_FILE
+from tahoe.model.files import COLLATOR_FILE, MODEL_FILE, VOCABULARY_FILE, WEIGHTS_FILE
 from tahoe.model.training.loop import new_network
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Cases:
         write_checkpoint(self.folder, new_network(CONFIG, seed=0), Vocabulary(ids))
         self.files = {path.name: path.read_bytes() for path in self.folder.iterdir()}
         self.model = tahoe.load_model(self.folder, device="cpu")
-        self.model_yaml, self.collator_yaml = CONFIG.to_mappings()
+        self.model_yaml, self.collator_yaml = contents_of(CONFIG)
         self.h5ad = folder / "cells.h5ad"
         dense = np.random.default_rng(0).poisson(0.7, (12, len(GENES))).astype(np.float32)
         self.cells = self.annotated(sparse.csr_matrix(dense))
@@ -106,7 +106,7 @@ class Cases:
         self.write(**{name: text})
         outcome = self.loads()
         said = yaml.safe_load((self.folder / MODEL_FILE).read_text())
-        config = ModelConfig.read(self.folder)
+        config = read_config(self.folder)
         assert (config.d_model, config.n_layers, config.n_heads) == (said["d_model"], said["n_layers"], said["n_heads"])
         return outcome
 

@@ -31,7 +31,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from measuring import SHAPES, best_rate, draw_lengths, draw_model, draw_tokens, machine, measured, operations
 
 from tahoe._run.batches import Stream, embed_cells
-from tahoe.model import TahoeModel, Tokens
 from tahoe.model.cuda import fused
 from tahoe.model.network.attention import ATTENTION, Spans
 from tahoe.settings import settings
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from tahoe.model import TahoeModel, Tokens
     from tahoe.model.network.network import Layer
 
 PADDED = 64

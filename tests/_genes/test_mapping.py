@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tahoe._genes.mapping import MATCHES, check_coverage, map_genes, resolve
 from tahoe.errors import GeneError, InputError, TahoeWarning
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 TRUTH = pd.read_csv(DATA / "gene_names.tsv", sep="\t", keep_default_na=False)
 # A name that one annotation after the other gave to another gene: Ensembl 93 and later, and GRCh37.
 CHANGED_HANDS, SINCE_93, ON_GRCH37 = "AL627309.1", "ENSG00000238009", "ENSG00000237683"

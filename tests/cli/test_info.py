@@ -17,6 +17,7 @@ import tahoe
 from tahoe import cli
 from tahoe.errors import ModelError
 from tahoe.model import Network
+from tahoe.model.checkpoint.config_files import contents_of
 from tahoe.model.checkpoint.weights import PREFIX, read_checkpoint, released_name
 from tahoe.model.config import DrugEncoderConfig
 from tahoe.model.hub import download as hub
@@ -30,7 +31,7 @@ def large(reference, tmp_path):
     config = replace(tiny.config, d_model=2560, n_layers=32, n_heads=20, vocab_size=62_721, drug_encoder=drug)
     folder = tmp_path / "large-model"
     shutil.copytree(reference / "drug-model", folder)
-    for name, content in zip(("model_config.yml", "collator_config.yml"), config.to_mappings(), strict=True):
+    for name, content in zip(("model_config.yml", "collator_config.yml"), contents_of(config), strict=True):
         (folder / name).write_text(yaml.safe_dump(content))
     with torch.device("meta"):
         weights = Network(config).state_dict()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Source:
-    """An AnnData in a file, with those of its attributes that reading needs; made by `tahoe._cells.opening.open_source`."""
+    """An AnnData in a file, with those of its attributes that reading needs; made by `open_source`."""
 
     isbacked, is_view = True, False
 

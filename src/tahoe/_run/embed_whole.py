@@ -5,10 +5,10 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from tahoe import pp, tl
 from tahoe._cells.file import absolute
 from tahoe._cells.opening import open_source
 from tahoe._cells.slots import add_to_record
+from tahoe._run.embed import embed_in_place
 from tahoe._run.lock import sole_run
 from tahoe._run.shards import writing, writing_all_strings
 from tahoe.errors import InputError
@@ -35,7 +35,7 @@ def embed_whole(
     **options: Any,
 ) -> None:
     """Read a file into memory, embed its cells as `tahoe.tl.embed` does, and write it with the result."""
-    mapping = {"gene_key": gene_key, "organism": organism, "duplicates": duplicates}
+    mapping: dict[str, Any] = {"gene_key": gene_key, "organism": organism, "duplicates": duplicates}
     mapping = {name: value for name, value in mapping.items() if value is not None}
     with sole_run(output) as folder:
         with open_source(source) as opened:
@@ -46,9 +46,7 @@ def embed_whole(
             warnings.simplefilter("ignore")
             _write(adata[:0].copy(), written, output)
         written.unlink()
-        if mapping:
-            pp.map_genes(adata, **mapping)  # type: ignore[arg-type]
-        tl.embed(adata, model, key_added=key_added, **options)
+        embed_in_place(adata, model, key_added=key_added, **mapping, **options)
         add_to_record(adata, key_added, source=path, **mapping)
         _write(adata, written, output)
         written.replace(output)

@@ -15,14 +15,14 @@ __all__ = ["Batch", "ModelConfig", "Network", "TahoeModel", "Tokens", "Vocabular
 
 # Loaded at the first use: a download (`tahoe.model.hub.download`) need not wait for torch.
 _FROM = {
-    "Batch": "network",
+    "Batch": "network.network",
     "ModelConfig": "config",
-    "Network": "network",
+    "Network": "network.network",
     "TahoeModel": "model",
-    "Tokens": "tokenizer",
-    "Vocabulary": "vocab",
+    "Tokens": "tokens.tokenizer",
+    "Vocabulary": "tokens.vocabulary",
     "load_model": "loading",
-    "tokenize": "tokenizer",
+    "tokenize": "tokens.tokenizer",
 }
 
 

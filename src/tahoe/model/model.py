@@ -283,7 +283,12 @@ class TahoeModel:
         tahoe.errors.ModelError
             If the Hub cannot be reached or does not let you in.
         """
-        return push(self, repository, folder=folder, private=private, about=about)
+        return push(
+            *(self.name, self.network, self.vocabulary, self.drugs, repository),
+            folder=folder,
+            private=private,
+            about=about,
+        )
 
     def __repr__(self) -> str:
         config = self.config

@@ -1,28 +1,21 @@
 from __future__ import annotations
 
-import logging
-import warnings
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from tahoe._cells.objects import check_adata
-from tahoe._cells.slots import check_key, n_genes_name, to_change, write
-from tahoe._run.batches import embed_cells
-from tahoe._run.cluster import embed_lazily
-from tahoe._run.inputs import check_at_least, read_inputs
-from tahoe.errors import TahoeWarning
+from tahoe._cells.slots import check_key, n_genes_name, to_change
+from tahoe._run.embed import embed_in_place
+from tahoe._run.inputs import check_at_least
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
 
+    import numpy as np
     import torch
     from anndata import AnnData
 
     from tahoe.model import TahoeModel
-
-log = logging.getLogger(__name__)
 
 
 def embed(
@@ -136,9 +129,14 @@ def embed(
     check_key(adata, key_added, ("obsm", key_added), ("obs", counts))
     check_at_least(max_length=(max_length, 2), token_budget=(token_budget, 1))
     adata = to_change(adata, copy)
-    inputs = read_inputs(
+    embed_in_place(
         adata,
         model,
+        key_added=key_added,
+        max_length=max_length,
+        normalize=normalize,
+        seed=seed,
+        token_budget=token_budget,
         layer=layer,
         use_raw=use_raw,
         mask_var=mask_var,
@@ -149,27 +147,4 @@ def embed(
         dtype=dtype,
         attention=attention,
     )
-    log.info("embedding %d cells of %s with %r", inputs.matrix.n_cells, inputs.matrix.slot, inputs.model)
-    # before the work: the hash of the weights needs their file
-    record = inputs.record(max_length=max_length, normalize=normalize, seed=seed, token_budget=token_budget)
-    parameters: dict[str, Any] = {"max_length": max_length, "seed": seed, "token_budget": token_budget}
-    if inputs.matrix.is_lazy:
-        recipe = inputs.recipe(**parameters, normalize=normalize)
-        obsm = {key_added: embed_lazily(inputs.matrix.values, recipe, inputs.model.config.d_model)}
-        obs = {}
-    else:
-        vectors, n_genes = embed_cells(inputs.model, inputs.stream(**parameters), normalize=normalize)
-        _warn_of_empty_cells(n_genes, counts)
-        obsm, obs = {key_added: vectors}, {counts: n_genes}
-    write(adata, obsm=obsm, obs=obs, uns={key_added: record}, mapping=inputs.mapping)
     return adata if copy else None
-
-
-def _warn_of_empty_cells(n_genes: np.ndarray, column: str) -> None:
-    empty = np.flatnonzero(n_genes == 0)
-    if len(empty):
-        message = (
-            f"{len(empty)} of {len(n_genes)} cells express no gene of the model's vocabulary (first: row {empty[0]});"
-            f" their embeddings are NaN. Remove them before sc.pp.neighbors: adata[adata.obs[{column!r}] > 0]"
-        )
-        warnings.warn(message, TahoeWarning, stacklevel=3)

@@ -19,9 +19,10 @@ from safetensors.torch import save_file
 
 import tahoe
 from tahoe.errors import InputError, ModelError
-from tahoe.model import ModelConfig, Vocabulary
-from tahoe.model.checkpoint.config_files import read_yaml
+from tahoe.model import Vocabulary
+from tahoe.model.checkpoint.config_files import config_of, contents_of
 from tahoe.model.checkpoint.weights import read_drugs
+from tahoe.model.checkpoint.yaml_section import read_yaml
 
 LETTERS = "abcdefghij"
 LAUGHS = "a: &a [x, x]\n" + "".join(
@@ -325,12 +326,12 @@ def test_any_value_for_any_key(reference, data):
         if data.draw(st.booleans()):
             place[data.draw(st.sampled_from(sorted(place)))] = data.draw(nested)
     try:
-        config = ModelConfig.from_mappings(model, collator)
+        config = config_of(model, collator)
     except ModelError:
         return
     assert config.d_model % config.n_heads == 0
     assert config.norm_eps > 0
-    again = ModelConfig.from_mappings(*config.to_mappings())
+    again = config_of(*contents_of(config))
     assert again == config
 
 

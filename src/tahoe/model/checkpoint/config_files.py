@@ -1,147 +1,197 @@
-"""Read a YAML file value by value, each by kind, with the file and the key in every error."""
+"""A checkpoint's two YAML files: to a configuration, and back."""
 
 from __future__ import annotations
 
-import reprlib
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from tahoe.errors import ModelError
+from tahoe.model.checkpoint.yaml_section import Section, read_yaml
+from tahoe.model.config import ACTIVATIONS, N_BINS, DrugEncoderConfig, ModelConfig
+from tahoe.model.files import COLLATOR_FILE, MODEL_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
-# Larger than any file, or network, of this family by a wide margin: a broken file must not ask for all memory or time.
-LARGEST_FILE = 1 << 18
-LARGEST = 1 << 24
-# Errors of int(), float() and the like, which PyYAML lets through.
-LET_THROUGH = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+def read_config(folder: Path) -> ModelConfig:
+    """Read ``model_config.yml`` and ``collator_config.yml``."""
+    return config_of(read_yaml(folder / MODEL_FILE), read_yaml(folder / COLLATOR_FILE))
 
 
-class Loader(yaml.SafeLoader):
-    """Plain values only, each key once, and no merging of mappings, by which a small file can become endless."""
+def config_of(model: Mapping[str, Any], collator: Mapping[str, Any]) -> ModelConfig:
+    """Build from the two files' contents; refuse, by name, what would be computed differently here.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Build a mapping; PyYAML would merge others into it, and keep the last of two equal keys."""
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key_node.tag == "tag:yaml.org,2002:merge" or key in seen:
-                problem = "merges mappings" if key not in seen else f"has the key {_shown(key)} twice"
-                raise yaml.constructor.ConstructorError(None, None, f"a mapping {problem}", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
+    Raises
+    ------
+    tahoe.errors.ModelError
+        If a key is missing, has a value of the wrong kind, or asks for something that is not implemented.
+    """
+    net, cells = Section(model, MODEL_FILE), Section(collator, COLLATOR_FILE)
+    attention = net.section("attn_config")
+    norm = net.section("norm_config")
+    gene = net.section("gene_encoder")
+    value = net.section("expression_encoder")
+    decoder = net.section("expression_decoder")
+    mvc = net.section("mvc")
+    drug = net.section("chemical_encoder")
+    uses_drug = cells.flag("use_chem_token", False)
+    config = ModelConfig(
+        d_model=net.integer("d_model", most=1 << 16),
+        n_layers=net.integer("n_layers", most=1 << 12),
+        n_heads=net.integer("n_heads"),
+        vocab_size=net.integer("vocab_size"),
+        expansion_ratio=net.integer("expansion_ratio", most=1 << 8),
+        activation=net.choice("transformer_activation", ACTIVATIONS, "gelu"),
+        pre_norm=net.choice("norm_scheme", ("pre", "post"), "pre") == "pre",
+        gated=net.flag("use_glu", False),
+        norm_eps=norm.number("eps", 1e-5, least=1e-12, most=1),
+        gene_norm=gene.flag("use_norm", False),
+        value_norm=value.flag("use_norm", False),
+        value_activation=value.choice("activation", ACTIVATIONS, "relu"),
+        max_value=value.number("max_value", 512.0, least=0, most=1e9),
+        decoder_layers=decoder.integer("n_layers", 2, most=1 << 12),
+        decoder_activation=decoder.choice("activation", ACTIVATIONS, "leaky_relu"),
+        mvc_decoder=bool(mvc),
+        mvc_activation=mvc.choice("query_activation", ACTIVATIONS, "sigmoid"),
+        mvc_scaled=mvc.flag("scaled_dot_product", False),
+        drug_encoder=_drug_encoder(drug) if uses_drug else None,
+        hide_masked=attention.flag("use_attn_mask", True),
+        precision=net.text("precision", "fp32"),
+        binning=cells.flag("do_binning", True),
+        log_transform=cells.flag("log_transform", False),
+        target_sum=cells.number("target_sum", 10_000.0, least=1e-9, most=1e12),
+        max_length=cells.integer("max_length", 2048),
+        # with bins these two have rows in a table, from the lower of them on
+        pad_value=cells.number("pad_value", -2.0, least=-1000, most=N_BINS - 1),
+        mask_value=cells.number("mask_value", -1.0, least=-1000, most=N_BINS - 1),
+        mask_probability=cells.average("mlm_probability", 0.5, least=0, most=1),
+        scaled_targets=net.flag("standard_scale_outputs", False),
+    )
+    _refuse_what_is_not_implemented(config, net, cells)
+    return config
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a file of keys and values, with a loader that makes plain values only."""
-    size = path.stat().st_size
-    if size > LARGEST_FILE:
-        message = f"{path.name} in {path.parent} has {size:,} bytes; a configuration has at most {LARGEST_FILE:,}"
+def contents_of(config: ModelConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Contents of ``model_config.yml`` and ``collator_config.yml``, as the released files have them."""
+    model: dict[str, Any] = {
+        "name": "tahoe_x1",
+        "d_model": config.d_model,
+        "n_layers": config.n_layers,
+        "init_device": "cpu",
+        "expansion_ratio": config.expansion_ratio,
+        "standard_scale_outputs": config.scaled_targets,
+        "transformer_activation": config.activation,
+        "n_heads": config.n_heads,
+        "norm_scheme": "pre" if config.pre_norm else "post",
+        "use_generative_training": True,
+        "use_cell_conditioned_generation": False,
+        "use_glu": config.gated,
+        "cell_emb_style": "cls",
+        "attn_config": {
+            # What tahoe-x1 turns into unmasked flash attention, as no attention of its own takes the mask.
+            "attn_impl": "triton" if config.hide_masked else "flash",
+            "attn_type": "grouped_query_attention",
+            "use_attn_mask": config.hide_masked,
+            "kv_nheads": config.n_heads,
+            "attn_pdrop": 0.0,
+        },
+        "norm_config": {"norm_type": "layernorm", "eps": config.norm_eps},
+        "expression_encoder": {
+            "input_emb_style": "continuous",
+            "dropout": 0.0,
+            "max_value": config.max_value,
+            "activation": config.value_activation,
+            "use_norm": config.value_norm,
+        },
+        "gene_encoder": {"use_norm": config.gene_norm},
+        "mvc": {
+            "arch_style": "inner product",
+            "query_activation": config.mvc_activation,
+            "scaled_dot_product": config.mvc_scaled,
+        }
+        if config.mvc_decoder
+        else None,
+        "expression_decoder": {
+            "n_outputs": 1,
+            "n_layers": config.decoder_layers,
+            "activation": config.decoder_activation,
+        },
+        "vocab_size": config.vocab_size,
+        "precision": config.precision,
+    }
+    collator: dict[str, Any] = {
+        "do_padding": True,
+        "pad_value": config.pad_value,
+        "do_mlm": True,
+        "do_binning": config.binning,
+        "log_transform": config.log_transform,
+        "target_sum": config.target_sum,
+        "mlm_probability": config.mask_probability,
+        "mask_value": config.mask_value,
+        "max_length": config.max_length,
+        "sampling": True,
+        "num_bins": N_BINS,
+        "right_binning": False,
+        "use_junk_tokens": False,
+        "pad_token_id": 0,
+        "keep_first_n_tokens": 1,
+    }
+    if config.drug_encoder:
+        model["chemical_encoder"] = {
+            "activation": config.drug_encoder.activation,
+            "padding_idx": 0,
+            "freeze": False,
+            "num_drugs": config.drug_encoder.n_drugs,
+            "fp_dim": config.drug_encoder.fingerprint_size,
+        }
+        collator |= {
+            "use_chem_token": True,
+            "keep_first_n_tokens": 2,
+            # tahoe-x1 deletes this key when it drops the drug encoder, and so needs it to be there.
+            "drug_to_id_path": {
+                "remote": "s3://tahoe-hackathon-data/MFM/drug_to_id_pad.json",
+                "local": "drug_to_id_pad.json",
+            },
+        }
+    return model, collator
+
+
+def _refuse_what_is_not_implemented(config: ModelConfig, net: Section, cells: Section) -> None:
+    """Refuse, by name, values that would make another computation of it than the one that is written here."""
+    attention, drug = net.section("attn_config"), net.section("chemical_encoder")
+    net.refuse("cell_emb_style", allowed=("cls",))
+    net.section("norm_config").refuse("norm_type", allowed=("layernorm", "low_precision_layernorm"))
+    attention.refuse("attn_type", allowed=("grouped_query_attention", "multihead_attention"))
+    attention.refuse("kv_n_heads", allowed=(config.n_heads,))
+    net.section("gene_encoder").refuse("embeddings", allowed=({},))
+    net.section("expression_encoder").refuse("input_emb_style", allowed=("continuous",))
+    net.section("expression_decoder").refuse("n_outputs", allowed=(1,))
+    net.section("mvc").refuse("arch_style", allowed=("inner product",))
+    cells.refuse("right_binning", allowed=(False,))
+    cells.refuse("num_bins", allowed=(N_BINS,))
+    if config.binning and (config.pad_value % 1 or config.mask_value % 1):
+        message = f"{COLLATOR_FILE}: with do_binning, pad_value and mask_value must be whole numbers"
         raise ModelError(message)
-    try:
-        content = Loader(path.read_text(encoding="utf-8")).get_single_data()
-    except (yaml.YAMLError, *LET_THROUGH) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        message = f"{path.name} in {path.parent} is not readable YAML: {reason}"
-        raise ModelError(message) from error
-    if not isinstance(content, dict):
-        message = f"{path.name} in {path.parent} must hold keys and values, not {type(content).__name__}"
+    if config.binning and config.log_transform:
+        message = f"{COLLATOR_FILE}: do_binning and log_transform are both true; only one of them can be"
         raise ModelError(message)
-    return content
-
-
-def _shown(value: object) -> str:
-    """A value for an error: a few words of it, since aliases can make a short file a very long text."""
-    short = reprlib.Repr()
-    short.maxlevel, short.maxdict, short.maxlist, short.maxstring, short.maxother = 2, 3, 3, 60, 60
-    return short.repr(value)
-
-
-class Section:
-    """One mapping of a YAML file: reads values by kind, with the file and the key in every error."""
-
-    def __init__(self, content: Mapping[str, Any], place: str) -> None:
-        self.content = content
-        self.place = place
-
-    def __bool__(self) -> bool:
-        return bool(self.content)
-
-    def section(self, key: str) -> Section:
-        """Read a mapping inside this one; empty where there is none."""
-        content = self.content.get(key)
-        if not isinstance(content, dict | None):
-            self._fail(key, content, "keys and values")
-        return Section(content or {}, f"{self.place}: {key}")
-
-    def integer(self, key: str, default: int | None = None, *, most: int = LARGEST) -> int:
-        """Read a whole number; without a default it must be there, and at least 1."""
-        value = self._get(key, default)
-        least = 1 if default is None else 0
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            self._fail(key, value, f"a whole number between {least} and {most:,}")
-        return value
-
-    def number(self, key: str, default: float, *, least: float, most: float) -> float:
-        """Read a number within limits."""
-        value = self._get(key, default)
-        try:
-            # PyYAML reads 1e-05 (no point) as text
-            number = float(value)
-        except (TypeError, ValueError, OverflowError):
-            self._fail(key, value, "a number")
-        if isinstance(value, bool) or not least <= number <= most:
-            self._fail(key, value, f"a number between {least:g} and {most:g}")
-        return number
-
-    def average(self, key: str, default: float, *, least: float, most: float) -> float:
-        """Read a number, or the mean of several among which training chose."""
-        value = self.content.get(key)
-        if not isinstance(value, list) or not value:
-            return self.number(key, default, least=least, most=most)
-        numbers = [Section({key: each}, self.place).number(key, default, least=least, most=most) for each in value]
-        return sum(numbers) / len(numbers)
-
-    def flag(self, key: str, default: bool) -> bool:
-        """Read true or false."""
-        value = self._get(key, default)
-        if not isinstance(value, bool):
-            self._fail(key, value, "true or false")
-        return value
-
-    def text(self, key: str, default: str) -> str:
-        """Read a word or a number as text."""
-        value = self._get(key, default)
-        if not isinstance(value, str | int | float):
-            self._fail(key, value, "a word")
-        return str(value)
-
-    def choice(self, key: str, choices: tuple[str, ...], default: str) -> str:
-        """Read one of some words."""
-        value = self._get(key, default)
-        if value not in choices:
-            self._fail(key, value, f"one of {', '.join(choices)}")
-        return value
-
-    def refuse(self, key: str, allowed: tuple[Any, ...]) -> None:
-        """Refuse any value but those that are implemented; a missing key passes."""
-        value = self.content.get(key)
-        if value is not None and (isinstance(value, str) and value.lower() or value) not in allowed:
-            message = (
-                f"{self.place}: {key} is {_shown(value)}; this package computes only {', '.join(map(repr, allowed))}"
-            )
-            raise ModelError(message)
-
-    def _get(self, key: str, default: Any) -> Any:
-        value = self.content.get(key)
-        if value is None and default is None:
-            message = f"{self.place}: {key} is missing"
-            raise ModelError(message)
-        return default if value is None else value
-
-    def _fail(self, key: str, value: Any, wanted: str) -> Any:
-        message = f"{self.place}: {key} is {_shown(value)}; it must be {wanted}"
+    if config.d_model % config.n_heads:
+        message = f"{MODEL_FILE}: d_model {config.d_model} is not a multiple of n_heads {config.n_heads}"
         raise ModelError(message)
+    uses_drug = cells.flag("use_chem_token", False)
+    if uses_drug != bool(drug):
+        message = (
+            f"{COLLATOR_FILE} has use_chem_token {uses_drug}, but {MODEL_FILE} has"
+            f" {'a' if drug else 'no'} chemical_encoder; the two must agree"
+        )
+        raise ModelError(message)
+
+
+def _drug_encoder(section: Section) -> DrugEncoderConfig:
+    # The released file leaves the sizes to a file of fingerprints; the checkpoint reader takes them from the weights.
+    return DrugEncoderConfig(
+        n_drugs=section.integer("num_drugs", 0),
+        fingerprint_size=section.integer("fp_dim", 0),
+        activation=section.choice("activation", ACTIVATIONS, "leaky_relu"),
+    )

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from tahoe.errors import ModelError
-from tahoe.model.config import ModelConfig
+from tahoe.model.checkpoint.config_files import contents_of, read_config
 from tahoe.model.files import COLLATOR_FILE, DRUGS_FILE, MODEL_FILE, VOCABULARY_FILE, WEIGHTS_FILE, check_folder
 from tahoe.model.network.network import Network
 from tahoe.model.tokens.vocabulary import DRUG, Vocabulary, read_ids
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
+
+    from tahoe.model.config import ModelConfig
 
 # Name in the released files → name in Network; {i} counts layers. All of them end in .weight and most in .bias too.
 KEYS = {
@@ -72,7 +74,7 @@ def read_checkpoint(folder: Path, *, weights: bool = True) -> tuple[Network, Voc
     """
     check_folder(folder)
     vocabulary = Vocabulary.read(folder / VOCABULARY_FILE)
-    config = ModelConfig.read(folder)
+    config = read_config(folder)
     state = _read_weights(folder / WEIGHTS_FILE, _aligned_weight if weights else _shape)
     config = _with_drug_table(config, state)
     _check_vocabulary(vocabulary, config, folder)
@@ -99,7 +101,7 @@ def write_checkpoint(
     network.check_weights()
     folder.mkdir(parents=True, exist_ok=True)
     weights, unfinished = folder / WEIGHTS_FILE, folder / f"{WEIGHTS_FILE}.unfinished"
-    model, collator = network.config.to_mappings()
+    model, collator = contents_of(network.config)
     state = {
         PREFIX + released_name(key): tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()
     }

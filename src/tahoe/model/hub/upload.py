@@ -15,42 +15,55 @@ from tahoe.model.files import WEIGHTS_FILE, file_sha256
 from tahoe.model.hub.download import RELEASES, reason
 
 if TYPE_CHECKING:
-    from tahoe.model.model import TahoeModel
+    from tahoe.model.network.network import Network
+    from tahoe.model.tokens.vocabulary import Vocabulary
 
 CARD_FILE = "README.md"
 
 
-def push(model: TahoeModel, repository: str, *, folder: str, private: bool | None, about: str) -> str:
+def push(
+    name: str,
+    network: Network,
+    vocabulary: Vocabulary,
+    drugs: dict[str, int],
+    repository: str,
+    *,
+    folder: str,
+    private: bool | None,
+    about: str,
+) -> str:
     """Upload a model and its card in one commit, all of it or nothing; return the commit."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
     with tempfile.TemporaryDirectory() as place:
         written = Path(place)
-        write_checkpoint(written, model.network, model.vocabulary, model.drugs)
+        write_checkpoint(written, network, vocabulary, drugs)
         operations = [
             CommitOperationAdd(f"{folder}/{path.name}" if folder else path.name, path)
             for path in sorted(written.iterdir())
         ]
-        card = model_card(model, repository, folder, file_sha256(written / WEIGHTS_FILE), about)
+        card = model_card(name, network, vocabulary, repository, folder, file_sha256(written / WEIGHTS_FILE), about)
         operations.append(CommitOperationAdd(CARD_FILE, card.encode()))
         try:
             api = HfApi(library_name="tahoe", library_version=version("tahoe-anndata"))
             api.create_repo(repository, private=private, exist_ok=True)
-            commit = api.create_commit(repository, operations, commit_message=f"Upload {model.name}")
+            commit = api.create_commit(repository, operations, commit_message=f"Upload {name}")
         except Exception as error:
-            message = f"{model.name!r} could not be uploaded to {repository!r} on the Hub: {reason(error)}"
+            message = f"{name!r} could not be uploaded to {repository!r} on the Hub: {reason(error)}"
             raise ModelError(message) from error
     return commit.oid
 
 
-def model_card(model: TahoeModel, repository: str, folder: str, sha256: str, about: str) -> str:
+def model_card(
+    name: str, network: Network, vocabulary: Vocabulary, repository: str, folder: str, sha256: str, about: str
+) -> str:
     """What the page of the repository says: shape, hashes, and how to load it."""
-    config = model.config
+    config = network.config
     head = {"library_name": "tahoe", "tags": ["biology", "single-cell", "transcriptomics", "tahoe-x1"]}
-    if model.name in RELEASES:
-        head["base_model"] = RELEASES[model.name].repository
+    if name in RELEASES:
+        head["base_model"] = RELEASES[name].repository
     where = f'snapshot_download("{repository}")' + (f' + "/{folder}"' if folder else "")
-    dtype = str(model.dtype).removeprefix("torch.")
+    dtype = str(network.precision).removeprefix("torch.")
     drugs = f", {config.drug_encoder.n_drugs} drugs" if config.drug_encoder else ""
     return f"""---
 {yaml.safe_dump(head, sort_keys=False).strip()}
@@ -60,10 +73,10 @@ def model_card(model: TahoeModel, repository: str, folder: str, sha256: str, abo
 
 {about.strip() or "A Tahoe-x1 network, saved with the Python package `tahoe`."}
 
-- {config.n_layers} layers × {config.d_model}, {config.n_heads} heads: {model.n_parameters:,} parameters in {dtype}
-- {len(model.vocabulary.genes):,} genes{drugs}
+- {config.n_layers} layers × {config.d_model}, {config.n_heads} heads: {network.n_parameters:,} parameters in {dtype}
+- {len(vocabulary.genes):,} genes{drugs}
 - `{WEIGHTS_FILE}` has sha256 `{sha256}`
-- the vocabulary has sha256 `{model.vocabulary.sha256}` (of its tokens and ids, in sorted order)
+- the vocabulary has sha256 `{vocabulary.sha256}` (of its tokens and ids, in sorted order)
 
 The files have the layout of the released Tahoe-x1 checkpoints. Only safetensors, JSON and YAML are needed to load them:
 

@@ -127,7 +127,7 @@ def draw_views(
 
 
 def quantile_edges(view_S: Tensor, counts_S: Tensor, measured_S: Tensor, firsts_R: Tensor, n_genes_R: Tensor) -> Tensor:
-    """Fifty quantiles of the counts of each view, (R, Q), as `tahoe.model.tokens.tokenizer` takes them: float32 throughout."""
+    """Fifty quantiles of the counts of each view, (R, Q), as the tokenizer takes them: float32 throughout."""
     # what is not measured comes last in its view
     keys_S = torch.where(measured_S, counts_S.long(), (1 << COUNT_BITS) - 1)
     ranked_S = ((view_S << COUNT_BITS | keys_S).sort().values & ((1 << COUNT_BITS) - 1)).float()

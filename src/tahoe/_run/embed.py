@@ -1,0 +1,68 @@
+"""The cells of an AnnData through a model, and the embeddings into its slots."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tahoe._cells.slots import n_genes_name, write
+from tahoe._run.batches import embed_cells
+from tahoe._run.cluster import embed_lazily
+from tahoe._run.inputs import read_inputs
+from tahoe.errors import TahoeWarning
+
+if TYPE_CHECKING:
+    import os
+
+    from anndata import AnnData
+
+    from tahoe.model import TahoeModel
+
+log = logging.getLogger(__name__)
+
+
+def embed_in_place(
+    adata: AnnData,
+    model: str | os.PathLike[str] | TahoeModel,
+    *,
+    key_added: str,
+    max_length: int,
+    normalize: bool,
+    seed: int,
+    token_budget: int | None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Embed the cells, write embeddings, numbers of genes and provenance, and give the provenance.
+
+    `options` are those of `read_inputs`.
+    """
+    counts = n_genes_name(key_added)
+    inputs = read_inputs(adata, model, **options)
+    log.info("embedding %d cells of %s with %r", inputs.matrix.n_cells, inputs.matrix.slot, inputs.model)
+    # before the work: the hash of the weights needs their file
+    record = inputs.record(max_length=max_length, normalize=normalize, seed=seed, token_budget=token_budget)
+    parameters: dict[str, Any] = {"max_length": max_length, "seed": seed, "token_budget": token_budget}
+    if inputs.matrix.is_lazy:
+        recipe = inputs.recipe(**parameters, normalize=normalize)
+        obsm = {key_added: embed_lazily(inputs.matrix.values, recipe, inputs.model.config.d_model)}
+        obs = {}
+    else:
+        embeddings, n_genes = embed_cells(inputs.model, inputs.stream(**parameters), normalize=normalize)
+        _warn_of_empty_cells(n_genes, counts)
+        obsm, obs = {key_added: embeddings}, {counts: n_genes}
+    write(adata, obsm=obsm, obs=obs, uns={key_added: record}, mapping=inputs.mapping)
+    return record
+
+
+def _warn_of_empty_cells(n_genes: np.ndarray, column: str) -> None:
+    empty = np.flatnonzero(n_genes == 0)
+    if len(empty):
+        message = (
+            f"{len(empty)} of {len(n_genes)} cells express no gene of the model's vocabulary (first: row {empty[0]});"
+            f" their embeddings are NaN. Remove them before sc.pp.neighbors: adata[adata.obs[{column!r}] > 0]"
+        )
+        # embed_in_place, the verb, its caller
+        warnings.warn(message, TahoeWarning, stacklevel=4)

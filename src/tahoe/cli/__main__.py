@@ -1,0 +1,3 @@
+from tahoe.cli import main
+
+main()
