@@ -21,7 +21,7 @@ from measuring import start_peak as start
 from tahoe.model.cpu.compiling import entries
 from tahoe.model.cpu.linear import computed_in, has_bfloat16, has_int8
 from tahoe.model.cpu.softmax import exponentials
-from tahoe.model.cpu.threads import spread
+from tahoe.model.cpu.threads import parallel_for
 from tahoe.model.network.attention import ATTENTION
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def parts(model: TahoeModel, length: int) -> dict[str, float]:
             "attention": (layers - 1, lambda: attend(q, k, v, cell.cells, cell.cells, None)),
             "of it exponentials": (blocks, lambda: exponentials(scores, np.float32(0), totals)),
             "norms and residuals": (2 * (layers - 1), lambda: x + layer._before(x, layer.attention_norm)),
-            "last layer": (1, lambda: network.layers[-1].first_tokens(x, cell, attend)),
+            "last layer": (1, lambda: network.layers[-1].forward_cls(x, cell, attend)),
             "inputs": (1, lambda: network.inputs(cell)),
             "all": (1, lambda: network.embed_cells(cell, model.attention)),
         }
@@ -75,7 +75,7 @@ def parts(model: TahoeModel, length: int) -> dict[str, float]:
                 took.append(time.thread_time() - start)
             seconds[name] = times * statistics.median(took)
 
-    spread(run, [0])
+    parallel_for(run, [0])
     return seconds
 
 

@@ -21,7 +21,7 @@ import torch
 
 from tahoe.model import ModelConfig, Network, TahoeModel, Tokens, Vocabulary
 from tahoe.model.cpu.linear import has_onednn, product
-from tahoe.model.cpu.threads import n_streams, spread
+from tahoe.model.cpu.threads import n_threads, parallel_for
 from tahoe.model.network.attention import choose_attention
 from tahoe.model.training.loop import new_network
 
@@ -99,10 +99,10 @@ def best_rate(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> flo
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         ways = [(1, lambda a=a, b=b: a @ b)]
         if device.type == "cpu" and has_onednn():
-            n = n_streams()
+            n = n_threads()
             ways += [
                 (1, lambda a=a, b=b: product(a, b)),
-                (4 * n, lambda a=a, b=b, n=n: spread(lambda _: product(a, b), range(4 * n))),
+                (4 * n, lambda a=a, b=b, n=n: parallel_for(lambda _: product(a, b), range(4 * n))),
             ]
         for n_products, way in ways:
             seconds = min(measured(way, device) for _ in range(repeats))
@@ -145,6 +145,6 @@ def machine(device: torch.device | None = None) -> str:
         name = torch.cuda.get_device_name(device)
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     return (
-        f"{datetime.now(UTC):%Y-%m-%d}, {name}, {torch.backends.cpu.get_cpu_capability()}, {n_streams()} cores,"
+        f"{datetime.now(UTC):%Y-%m-%d}, {name}, {torch.backends.cpu.get_cpu_capability()}, {n_threads()} cores,"
         f" load {load}, Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}"
     )

@@ -234,9 +234,9 @@ def _errors(
         where = {"panels_PV": panel, "panel_R": np.zeros(len(lot), np.int64), "cell_token": cells.vocabulary.cell}
         views = draw_views(cells.counts, lot, generator, length=length, **where)
         losses = masked_losses(network, views, outputs(network, views))
-        asked = views.is_gene_RN[:, -views.n_asked :]
-        ids.append(views.ids_RN[:, -views.n_asked :][asked])
-        values.append(views.values_RN[:, -views.n_asked :][asked])
+        asked = views.is_gene_RN[:, -views.n_queried :]
+        ids.append(views.ids_RN[:, -views.n_queried :][asked])
+        values.append(views.values_RN[:, -views.n_queried :][asked])
         sums += len(ids[-1]) * np.array([losses.expression.item(), losses.mvc.item()])  # type: ignore[union-attr]
         n += len(ids[-1])
     genes, truth = torch.cat(ids), torch.cat(values)

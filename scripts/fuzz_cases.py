@@ -230,7 +230,7 @@ class Cases:
         else:
             with open_source(path) as source:
                 inputs = read_inputs(source, self.model, layer=None, use_raw=False, min_coverage=0)
-                stream = inputs.stream(max_length=2048, seed=0, token_budget=None)
+                stream = inputs.cell_batches(max_length=2048, seed=0, token_budget=None)
                 vectors, _ = embed_cells(self.model, stream)
         try:
             adata = anndata.read_zarr(path) if path.suffix == ".zarr" else anndata.read_h5ad(path)

@@ -189,7 +189,7 @@ def test_urls_that_lead_to_something_else(tmp_path):
 
 def test_a_cluster_that_is_lost_is_no_full_disk(cells, tmp_path, monkeypatch):
     distributed = pytest.importorskip("distributed")
-    gone = distributed.comm.CommClosedError("in <TCP>: Stream is closed")
+    gone = distributed.comm.CommClosedError("in <TCP>: CellBatches is closed")
 
     def lost(*_, **__):
         raise gone

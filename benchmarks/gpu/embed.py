@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from measuring import SHAPES, best_rate, draw_lengths, draw_model, draw_tokens, machine, measured, operations
 
-from tahoe._run.batches import Stream, embed_cells
+from tahoe._run.batches import CellBatches, embed_cells
 from tahoe.model.cuda import fused
 from tahoe.model.network.attention import ATTENTION, Spans
 from tahoe.settings import settings
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tahoe.model import TahoeModel, Tokens
-    from tahoe.model.network.network import Layer
+    from tahoe.model.network.network import TransformerBlock
 
 PADDED = 64
 # Of the cells that are asked for, so many take part.
@@ -60,7 +60,7 @@ def counts_of(tokens: Tokens, n_genes: int) -> list[sparse.csr_array]:
 def from_counts(model: TahoeModel, blocks: list[sparse.csr_array], n_cells: int, token_budget: int) -> Tensor:
     """The whole way, as `tahoe.tl.embed` goes it."""
     columns = np.arange(3, model.config.vocab_size)
-    stream = Stream(blocks, columns, n_cells, 2048, token_budget=token_budget)
+    stream = CellBatches(blocks, columns, n_cells, 2048, token_budget=token_budget)
     return torch.from_numpy(embed_cells(model, stream, normalize=False)[0])
 
 
@@ -73,7 +73,7 @@ def cut(bounds: np.ndarray, budget: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(cuts))
 
 
-def padded_layer(layer: Layer, x_BND: Tensor, present_BN: Tensor, spans: Spans, attention: str) -> Tensor:
+def padded_layer(layer: TransformerBlock, x_BND: Tensor, present_BN: Tensor, spans: Spans, attention: str) -> Tensor:
     """A layer over padded cells, in which only attention drops the padding."""
     h = layer._before(x_BND, layer.attention_norm)
     q, k, v = (layer.heads(t[present_BN]) for t in layer.qkv(h).chunk(3, dim=-1))

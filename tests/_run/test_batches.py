@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
-from tahoe._run.batches import Stream, ahead, embed_cells, plan
+from tahoe._run.batches import CellBatches, embed_cells, plan, prefetch
 from tahoe.errors import DeviceError
 
 
@@ -35,8 +35,8 @@ def readers():
 
 
 def test_ahead_gives_all_items_in_order_and_ends_its_thread():
-    assert list(ahead(range(100))) == list(range(100))
-    assert list(ahead([])) == []
+    assert list(prefetch(range(100))) == list(range(100))
+    assert list(prefetch([])) == []
     assert not readers()
 
 
@@ -48,7 +48,7 @@ def test_ahead_reads_one_item_before_it_is_asked_for():
         second.set()
         yield 2
 
-    stream = ahead(items())
+    stream = prefetch(items())
     assert next(stream) == 1
     assert second.wait(timeout=10)
     assert next(stream) == 2
@@ -63,7 +63,7 @@ def test_an_error_in_the_reader_surfaces():
         raise OSError(message)
 
     with pytest.raises(OSError, match="the disk is gone"):
-        list(ahead(items()))
+        list(prefetch(items()))
     assert not readers()
 
 
@@ -72,7 +72,7 @@ def stream(full_cells, tiny):
     def make(**options):
         matrix = sparse.csr_array(full_cells.X)
         blocks = [matrix[start : start + 20] for start in range(0, 63, 20)]
-        return Stream(blocks, tiny.vocabulary.tokens_of(full_cells.var_names), 63, 2048, **options)
+        return CellBatches(blocks, tiny.vocabulary.tokens_of(full_cells.var_names), 63, 2048, **options)
 
     return make
 

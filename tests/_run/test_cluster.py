@@ -168,7 +168,7 @@ def test_a_task_leaves_its_input_as_it_is(tiny, file):
 
     cells = anndata.read_h5ad(file)[:7]
     columns, size = tiny.vocabulary.tokens_of(cells.var["tahoe_gene"]), tiny.config.vocab_size
-    recipe = _dask.Recipe(_dask.ModelReference.to(tiny), columns, "X", max_length=2048, seed=0, token_budget=1)
+    task = _dask.EmbeddingTask(_dask.ModelReference.to(tiny), columns, "X", max_length=2048, seed=0, token_budget=1)
     groups, seen = np.zeros(7, np.int64), np.flatnonzero(columns >= 0)[:40]
     for kind, arguments in (
         (GeneMeans, (columns, groups, 1, size, 64)),
@@ -176,8 +176,8 @@ def test_a_task_leaves_its_input_as_it_is(tiny, file):
         (HiddenPredictions, (columns, size, "expression", 0.5, 0)),
     ):
         empty = kind(*arguments)
-        once, again = (_dask._add(empty, cells.X, 0, recipe) for _ in range(2))
-        more = _dask._add(once, cells.X, 0, recipe)
+        once, again = (_dask._add(empty, cells.X, 0, task) for _ in range(2))
+        more = _dask._add(once, cells.X, 0, task)
         assert not empty.sums.any()
         np.testing.assert_array_equal(once.sums, again.sums)
         np.testing.assert_allclose(more.sums, 2 * once.sums)

@@ -52,12 +52,12 @@ try:
     getattr(tahoe.tl, verb)(adata, model, **options)
 except KeyboardInterrupt:
     after = {name: sorted(getattr(adata, name)) for name in before}
-    # tqdm has a thread for all bars of a process, and the streams of a CPU wait for the next call, doing nothing
+    # tqdm has a thread for all bars of a process, and the threads of a CPU wait for the next call, doing nothing
     names = {thread.name for thread in threading.enumerate() if type(thread).__name__ != "TMonitor"}
-    waiting = {name for name in names if name.startswith("tahoe-stream")} | {"MainThread"}
+    waiting = {name for name in names if name.startswith("tahoe-thread")} | {"MainThread"}
     counted = calls
     time.sleep(0.2)
-    alive = sorted(names - waiting) + ["a stream goes on"] * (calls > counted)
+    alive = sorted(names - waiting) + ["a thread goes on"] * (calls > counted)
     links = [f"/proc/self/fd/{each}" for each in os.listdir("/proc/self/fd")]
     files = [os.readlink(link) for link in links if os.path.exists(link)]
     print("interrupted", after == before, alive, [file for file in files if folder in file])

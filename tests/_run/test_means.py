@@ -7,14 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tahoe._run.batches import Stream
+from tahoe._run.batches import CellBatches
 from tahoe._run.means import AttentionMeans, GeneMeans, aggregate
-from tahoe._run.predictions import AskedPredictions, HiddenPredictions, ObservedPredictions
+from tahoe._run.predictions import HiddenPredictions, ObservedPredictions, QueriedPredictions
 
 
 def stream_of(cells, model, start, stop):
     block = cells.X[start:stop].tocsr()
-    return Stream([block], model.vocabulary.tokens_of(cells.var_names), stop - start, max_length=2048)
+    return CellBatches([block], model.vocabulary.tokens_of(cells.var_names), stop - start, max_length=2048)
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_predictions_of_two_halves_are_those_of_the_whole(tiny, full_cells, kind
     make = {
         "observed": lambda: ObservedPredictions(tokens, size, "mvc"),
         "hidden": lambda: HiddenPredictions(tokens, size, "expression", share=0.3, seed=1),
-        "asked": lambda: AskedPredictions(np.array([5, 900, 1500]), "expression"),
+        "asked": lambda: QueriedPredictions(np.array([5, 900, 1500]), "expression"),
     }[kind]
     whole = aggregate(tiny, stream_of(full_cells, tiny, 0, 30), make()).result()
     first, second = (

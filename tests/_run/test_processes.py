@@ -19,7 +19,7 @@ from tahoe.model.cpu.linear import has_int8
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 
-# The parent computes with two threads, in its own streams and inside of torch, before there are children.
+# The parent computes with two threads, in its own threads and inside of torch, before there are children.
 HEAD = """
 import multiprocessing, os, sys, tempfile, threading, time, warnings
 import anndata, torch, tahoe

@@ -188,7 +188,7 @@ def check_values(block: sparse.csr_array, used: np.ndarray, slot: str, remedy: C
 
     Only those of the used columns, one boolean for each: others may hold anything.
     """
-    seen = fault(block, used)
+    seen = describe_invalid_values(block, used)
     if seen:
         message = (
             f"{slot} holds {seen}; Tahoe-x1 ranks the expressed genes of each cell, so it needs counts, or"
@@ -197,7 +197,7 @@ def check_values(block: sparse.csr_array, used: np.ndarray, slot: str, remedy: C
         raise InputError(message)
 
 
-def fault(block: sparse.csr_array, used: np.ndarray | None = None) -> str:
+def describe_invalid_values(block: sparse.csr_array, used: np.ndarray | None = None) -> str:
     """What is wrong with some rows, or with the used columns of them, "" if nothing is.
 
     Counts, size-normalised and log-transformed values pass: Tahoe-x1 reads ranks. Negative, missing and infinite
@@ -261,7 +261,7 @@ def _would_do(matrix: Matrix, used: np.ndarray | None = None) -> bool:
             if 0 in matrix.values.shape or not _is_readable(matrix):
                 return False
         block = next(matrix.blocks())
-        return block.nnz > 0 and not fault(block, used)
+        return block.nnz > 0 and not describe_invalid_values(block, used)
     except InputError:
         return False
 

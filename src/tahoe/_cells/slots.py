@@ -129,7 +129,7 @@ def check_name(key: str) -> None:
         raise InputError(message)
 
 
-def to_change(adata: AnnData, copy: bool) -> AnnData:
+def copy_or_self(adata: AnnData, copy: bool) -> AnnData:
     """The AnnData that results go into; refuses, before the work, what anndata cannot do with one in a file."""
     if adata.isbacked and (copy or adata.is_view):
         what = "copy=True" if copy else "a view"

@@ -70,7 +70,7 @@ def default_budget(model: TahoeModel) -> int:
     return max(1, min(most, int(0.8 * free) // bytes_per_token))
 
 
-def ahead(items: Iterable[T]) -> Generator[T]:
+def prefetch(items: Iterable[T]) -> Generator[T]:
     """Iterate in a thread, one item ahead of whoever takes them."""
     iterator, end = iter(items), object()
     with ThreadPoolExecutor(1, thread_name_prefix="tahoe-reader") as reader:
@@ -81,7 +81,7 @@ def ahead(items: Iterable[T]) -> Generator[T]:
 
 
 @dataclass
-class Stream:
+class CellBatches:
     """Cells as they come from storage, and how they are to become batches of tokens."""
 
     blocks: Iterable[sparse.csr_array]
@@ -108,7 +108,7 @@ class Stream:
         done = self.first_cell
         own = tqdm(total=self.n_cells, unit="cell", disable=self.bar is not None or not settings.progress)
         bar = own if self.bar is None else self.bar
-        with own, closing(ahead(self._tokenised(model))) as lots:
+        with own, closing(prefetch(self._tokenised(model))) as lots:
             for tokens in lots:
                 start = 0
                 while start < len(tokens):
@@ -167,32 +167,32 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     )
 
 
-def embed_cells(model: TahoeModel, stream: Stream, *, normalize: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """Embed the cells of a stream.
+def embed_cells(model: TahoeModel, cells: CellBatches, *, normalize: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Embed the cells.
 
     Returns
     -------
     The embeddings (cells, d_model) float32, NaN for cells that express no gene of the vocabulary, and how many such
     genes each cell expresses (int64).
     """
-    embeddings = np.full((stream.n_cells, model.config.d_model), np.nan, dtype=np.float32)
-    n_genes = np.zeros(stream.n_cells, dtype=np.int64)
+    embeddings = np.full((cells.n_cells, model.config.d_model), np.nan, dtype=np.float32)
+    n_genes = np.zeros(cells.n_cells, dtype=np.int64)
 
     # On a GPU the next batch is under way before the results of the last one are waited for.
     under_way: deque[tuple[int, Callable[[], np.ndarray]]] = deque()
 
     def take(first: int, tokens: Tokens) -> None:
         under_way.append((first, start_copy(model.embed_cells(tokens))))
-        n_genes[first - stream.first_cell :][: len(tokens)] = tokens.n_genes
+        n_genes[first - cells.first_cell :][: len(tokens)] = tokens.n_genes
         if len(under_way) > 1:
             keep(*under_way.popleft())
 
     def keep(first: int, copied: Callable[[], np.ndarray]) -> None:
         rows = copied()
-        embeddings[first - stream.first_cell :][: len(rows)] = rows
+        embeddings[first - cells.first_cell :][: len(rows)] = rows
         check_finite(rows, first, model)
 
-    stream.each(model, take)
+    cells.each(model, take)
     while under_way:
         keep(*under_way.popleft())
     embeddings[n_genes == 0] = np.nan

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from tahoe._cells.matrix import NO_REMEDY, check_values
 from tahoe._cells.rows import by_rows, row_blocks
-from tahoe._run.batches import Stream, embed_cells
+from tahoe._run.batches import CellBatches, embed_cells
 from tahoe._run.means import Accumulator, aggregate, copied
 from tahoe.errors import ModelError
 from tahoe.model import TahoeModel, load_model
@@ -83,7 +83,7 @@ class ModelReference:
         """Device, precision and attention: to load it with, and for the provenance."""
         return {"device": self.device, "dtype": self.dtype, "attention": self.attention}
 
-    def settled(self) -> ModelReference:
+    def resolve(self) -> ModelReference:
         """The same reference, with what this process chose for what was left open."""
         model = self.load()
         dtype = str(model.dtype).removeprefix("torch.")
@@ -109,7 +109,7 @@ def _plain(value: Any) -> str | None:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class EmbeddingTask:
     """How cells become vectors: all that a worker needs beside the cells."""
 
     model: ModelReference
@@ -122,10 +122,12 @@ class Recipe:
     """Drug of each cell of the data."""
     normalize: bool = True
 
-    def stream(self, blocks: Iterator[sparse.csr_array], start: int, stop: int, bar: tqdm | None = None) -> Stream:
+    def cell_batches(
+        self, blocks: Iterator[sparse.csr_array], start: int, stop: int, bar: tqdm | None = None
+    ) -> CellBatches:
         """The cells from `start` to `stop`, which `blocks` gives."""
         drugs = None if self.drugs is None else self.drugs[start:stop]
-        return Stream(
+        return CellBatches(
             self._checked(blocks),
             self.column_tokens,
             stop - start,
@@ -142,7 +144,7 @@ class Recipe:
         self, blocks: Iterator[sparse.csr_array], start: int, stop: int, bar: tqdm | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Vectors of the cells, and how many genes of the vocabulary each expresses."""
-        return embed_cells(self.model.load(), self.stream(blocks, start, stop, bar), normalize=self.normalize)
+        return embed_cells(self.model.load(), self.cell_batches(blocks, start, stop, bar), normalize=self.normalize)
 
     def _checked(self, blocks: Iterator[sparse.csr_array]) -> Iterator[sparse.csr_array]:
         for block in blocks:
@@ -162,31 +164,31 @@ def cluster() -> Any:
         return None
 
 
-def settled_on(client: Any, reference: ModelReference) -> ModelReference:
+def resolve_on(client: Any, reference: ModelReference) -> ModelReference:
     """What a worker chooses for what the reference leaves open; the choice then holds for all of them."""
-    return client.submit(ModelReference.settled, reference, pure=False).result()
+    return client.submit(ModelReference.resolve, reference, pure=False).result()
 
 
-def embed_lazily(values: Any, recipe: Recipe, width: int) -> Any:
+def embed_lazily(values: Any, task: EmbeddingTask, width: int) -> Any:
     """Dask array of the vectors (cells, width), one chunk for each chunk of cells; computed when it is asked for."""
     import dask
 
     values = values.rechunk({1: -1})
     return values.map_blocks(
         _embed_chunk,
-        recipe=dask.delayed(recipe),
+        task=dask.delayed(task),
         dtype=np.float32,
         chunks=(values.chunks[0], (width,)),
         meta=np.empty((0, 0), dtype=np.float32),
     )
 
 
-def _embed_chunk(chunk: Any, recipe: Recipe, block_info: Any = None) -> np.ndarray:
+def _embed_chunk(chunk: Any, task: EmbeddingTask, block_info: Any = None) -> np.ndarray:
     start, stop = block_info[0]["array-location"][0]
-    return recipe.embed(row_blocks(by_rows(chunk), 0, chunk.shape[0]), start, stop)[0]
+    return task.embed(row_blocks(by_rows(chunk), 0, chunk.shape[0]), start, stop)[0]
 
 
-def aggregate_on_workers(client: Any, values: Any, recipe: Recipe, accumulator: A) -> A:
+def aggregate_on_workers(client: Any, values: Any, task: EmbeddingTask, accumulator: A) -> A:
     """Add up the cells of a lazy matrix on the workers of a cluster, and merge what each of them has, in order."""
     import dask
 
@@ -194,7 +196,7 @@ def aggregate_on_workers(client: Any, values: Any, recipe: Recipe, accumulator: 
     chunks = [block[0] for block in values.to_delayed()]
     starts = np.cumsum([0, *values.chunks[0]]).tolist()
     empty = {each.name: getattr(accumulator, each.name) for each in fields(accumulator) if each.init}  # type: ignore[arg-type]
-    shared, made = dask.delayed(recipe), dask.delayed(empty)
+    shared, made = dask.delayed(task), dask.delayed(empty)
     n_parts = min(len(chunks), max(1, sum(client.nthreads().values())))
     sums = []
     for part in np.array_split(np.arange(len(chunks)), n_parts):
@@ -219,7 +221,7 @@ def _fresh(kind: type[A], arguments: dict[str, Any]) -> A:
     return kind(**arguments)
 
 
-def _add(total: A, chunk: Any, start: int, recipe: Recipe) -> A:
+def _add(total: A, chunk: Any, start: int, task: EmbeddingTask) -> A:
     """A sum with the cells of one more chunk; the old one stays, since dask may give it to a task again."""
     blocks = row_blocks(by_rows(chunk), 0, chunk.shape[0])
-    return aggregate(recipe.model.load(), recipe.stream(blocks, start, start + chunk.shape[0]), copied(total))
+    return aggregate(task.model.load(), task.cell_batches(blocks, start, start + chunk.shape[0]), copied(total))

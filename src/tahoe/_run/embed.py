@@ -46,11 +46,11 @@ def embed_in_place(
     record = inputs.record(max_length=max_length, normalize=normalize, seed=seed, token_budget=token_budget)
     parameters: dict[str, Any] = {"max_length": max_length, "seed": seed, "token_budget": token_budget}
     if inputs.matrix.is_lazy:
-        recipe = inputs.recipe(**parameters, normalize=normalize)
-        obsm = {key_added: embed_lazily(inputs.matrix.values, recipe, inputs.model.config.d_model)}
+        task = inputs.task(**parameters, normalize=normalize)
+        obsm = {key_added: embed_lazily(inputs.matrix.values, task, inputs.model.config.d_model)}
         obs = {}
     else:
-        embeddings, n_genes = embed_cells(inputs.model, inputs.stream(**parameters), normalize=normalize)
+        embeddings, n_genes = embed_cells(inputs.model, inputs.cell_batches(**parameters), normalize=normalize)
         _warn_of_empty_cells(n_genes, counts)
         obsm, obs = {key_added: embeddings}, {counts: n_genes}
     write(adata, obsm=obsm, obs=obs, uns={key_added: record}, mapping=inputs.mapping)

@@ -14,7 +14,7 @@ from tahoe._cells.objects import check_path
 from tahoe._cells.opening import open_source
 from tahoe._cells.rows import row_blocks
 from tahoe._cells.slots import check_name
-from tahoe._run.cluster import Recipe, cluster
+from tahoe._run.cluster import EmbeddingTask, cluster
 from tahoe._run.embed_whole import embed_whole
 from tahoe._run.inputs import Inputs, check_at_least, read_inputs
 from tahoe._run.lock import sole_run
@@ -164,7 +164,7 @@ def embed_file(
         width = inputs.model.config.d_model
         store = Store(target, key_added, opened.n_obs, width, stored_dtype, shard_cells)
         record = inputs.record(**how)
-        work = Work(absolute(opened.path), inputs.matrix.slot, inputs.recipe(**how), store)
+        work = Work(absolute(opened.path), inputs.matrix.slot, inputs.task(**how), store)
         record["source"] = work.source
         record |= {} if gene_key is None else {"gene_key": gene_key}
         record |= {} if organism is None else {"organism": organism}
@@ -184,7 +184,7 @@ class Work:
 
     source: str
     slot: str
-    recipe: Recipe
+    task: EmbeddingTask
     store: Store
 
     def one(self, shard: int, bar: tqdm | None = None) -> int:
@@ -193,7 +193,7 @@ class Work:
         if not self.store.has(shard):
             with open_source(self.source) as source:
                 blocks = row_blocks(source.values(self.slot), start, stop)
-                self.store.write(shard, *self.recipe.embed(blocks, start, stop, bar))
+                self.store.write(shard, *self.task.embed(blocks, start, stop, bar))
         return stop - start
 
     def all(self, client: Any) -> None:
@@ -265,12 +265,12 @@ def _fingerprint(work: Work, inputs: Inputs, record: dict[str, Any]) -> dict[str
         *("model_sha256", "vocabulary_sha256", "dtype", "float32_rounded_to", "input", "n_cells"),
         *("max_length", "normalize", "seed", "drug_key", "mask_var"),
     )
-    store, drugs = work.store, work.recipe.drugs
+    store, drugs = work.store, work.task.drugs
     return {
         **{name: record.get(name) for name in names},
         "model": inputs.model.fingerprint(),
         "kind of device": str(record["device"]).partition(":")[0],
-        "tokens of the genes": hashlib.sha256(work.recipe.column_tokens.tobytes()).hexdigest(),
+        "tokens of the genes": hashlib.sha256(work.task.column_tokens.tobytes()).hexdigest(),
         "drugs": None if drugs is None else hashlib.sha256(drugs.tobytes()).hexdigest(),
         "sums of the genes": hashlib.sha256(inputs.matrix.totals.tobytes()).hexdigest(),
         **identity(work.source),

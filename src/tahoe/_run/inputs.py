@@ -15,8 +15,8 @@ from tahoe._cells.columns import one_column_each, used_columns, warn_of_better, 
 from tahoe._cells.matrix import Matrix, choose_matrix
 from tahoe._cells.slots import drugs_of, genes_of_model, looking_at_rows, mapped_genes, organism_of, provenance
 from tahoe._genes.mapping import as_strings, check_coverage, in_released_vocabulary
-from tahoe._run.batches import Stream
-from tahoe._run.cluster import ModelReference, Recipe, aggregate_on_workers, cluster, settled_on
+from tahoe._run.batches import CellBatches
+from tahoe._run.cluster import EmbeddingTask, ModelReference, aggregate_on_workers, cluster, resolve_on
 from tahoe._run.means import aggregate
 from tahoe.errors import InputError
 from tahoe.model import TahoeModel, load_model
@@ -59,9 +59,9 @@ class Inputs:
     drugs: np.ndarray | None = None
     """Drug of each cell, where a drug token was asked for."""
 
-    def stream(self, *, max_length: int, seed: int, token_budget: int | None) -> Stream:
+    def cell_batches(self, *, max_length: int, seed: int, token_budget: int | None) -> CellBatches:
         """The cells, to be read once."""
-        return Stream(
+        return CellBatches(
             self.matrix.checked_blocks(self.column_tokens >= 0),
             self.column_tokens,
             self.matrix.n_cells,
@@ -71,16 +71,16 @@ class Inputs:
             self.drugs,
         )
 
-    def recipe(self, **parameters: Any) -> Recipe:
+    def task(self, **parameters: Any) -> EmbeddingTask:
         """What is needed to do the same elsewhere."""
-        return Recipe(self.reference, self.column_tokens, self.matrix.slot, drugs=self.drugs, **parameters)
+        return EmbeddingTask(self.reference, self.column_tokens, self.matrix.slot, drugs=self.drugs, **parameters)
 
     def aggregate(self, accumulator: A, *, max_length: int, seed: int, token_budget: int | None) -> A:
         """Add up all cells: on the workers of a cluster, if they are to do it, else here."""
         parameters: dict[str, Any] = {"max_length": max_length, "seed": seed, "token_budget": token_budget}
         if self.client is None:
-            return aggregate(self.model, self.stream(**parameters), accumulator)
-        return aggregate_on_workers(self.client, self.matrix.values, self.recipe(**parameters), accumulator)
+            return aggregate(self.model, self.cell_batches(**parameters), accumulator)
+        return aggregate_on_workers(self.client, self.matrix.values, self.task(**parameters), accumulator)
 
     @property
     def result_tokens(self) -> np.ndarray:
@@ -152,7 +152,7 @@ def read_inputs(
     result_columns = one_column_each(column_tokens, summed)
     adds_up = (column_tokens >= 0).sum() > (result_columns == np.arange(len(result_columns))).sum()
     parameters: dict[str, Any] = {
-        "mask_var": _told(mask_var),
+        "mask_var": _name_of_mask(mask_var),
         "min_coverage": min_coverage,
         "drug_key": drug_key,
         "left_out": left_out or None,
@@ -175,11 +175,11 @@ def read_inputs(
     reference = ModelReference.to(loaded, device=device, dtype=dtype, attention=attention)
     if client is None and whole and matrix.is_lazy:
         client = cluster()
-    reference = reference.settled() if client is None else settled_on(client, reference)
+    reference = reference.resolve() if client is None else resolve_on(client, reference)
     return Inputs(matrix, loaded, column_tokens, result_columns, mapping, parameters, reference, client, drug_ids)
 
 
-def _told(mask_var: str | np.ndarray | None) -> str | None:
+def _name_of_mask(mask_var: str | np.ndarray | None) -> str | None:
     """How the provenance names a selection of genes: its column, or the hash of its booleans."""
     if mask_var is None or isinstance(mask_var, str):
         return mask_var

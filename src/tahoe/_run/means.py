@@ -1,4 +1,4 @@
-"""What a stream of cells adds up to: sums that take one batch after another, and may be merged from several places.
+"""What the cells of a run add up to: sums that take one batch after another, and may be merged from several places.
 
 An accumulator holds arrays and no model, so that it can come back from another process. `groups` and `first` count the
 cells from the start of the data, not of the batch.
@@ -21,7 +21,7 @@ from tahoe.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-    from tahoe._run.batches import Stream
+    from tahoe._run.batches import CellBatches
     from tahoe.model import TahoeModel, Tokens
 
 
@@ -41,9 +41,9 @@ class Accumulator(Protocol):
 A = TypeVar("A", bound=Accumulator)
 
 
-def aggregate(model: TahoeModel, stream: Stream, accumulator: A) -> A:
-    """Add the cells of a stream up, batch by batch, and give the accumulator back."""
-    stream.each(model, partial(accumulator.add, model))
+def aggregate(model: TahoeModel, cells: CellBatches, accumulator: A) -> A:
+    """Add the cells up, batch by batch, and give the accumulator back."""
+    cells.each(model, partial(accumulator.add, model))
     return accumulator
 
 

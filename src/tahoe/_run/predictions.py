@@ -11,7 +11,7 @@ from scipy import sparse
 
 from tahoe._run.batches import check_finite, plan
 from tahoe._run.means import places_of
-from tahoe.model.tokens.edits import ask_for, hide_share, without
+from tahoe.model.tokens.edits import hide_share, with_queries, without
 
 if TYPE_CHECKING:
     from tahoe.model import TahoeModel, Tokens
@@ -96,7 +96,7 @@ class HiddenPredictions:
 
 
 @dataclass
-class AskedPredictions:
+class QueriedPredictions:
     """Predictions for some genes in each cell, whether it expresses them or not; their values are never seen."""
 
     genes: np.ndarray
@@ -117,14 +117,14 @@ class AskedPredictions:
 
     def _predict(self, model: TahoeModel, tokens: Tokens, genes: np.ndarray) -> np.ndarray:
         """One lot of genes in all cells of a batch, in passes of no more tokens than the batch, or one cell, has."""
-        all_tokens, asking = ask_for(tokens, genes, model.config.mask_value)
+        all_tokens, asking = with_queries(tokens, genes, model.config.mask_value)
         bounds, values = all_tokens.bounds, []
         for start, stop in plan(bounds, len(tokens.ids)):
             here = asking[bounds[start] : bounds[stop]]
             values.append(model.predict(all_tokens.cells(start, stop), self.decoder, here).cpu().numpy()[here])
         return np.concatenate(values).reshape(len(tokens), len(genes))
 
-    def merge(self, other: AskedPredictions) -> None:
+    def merge(self, other: QueriedPredictions) -> None:
         """Take the cells that come next."""
         self.rows += other.rows
 

@@ -42,10 +42,10 @@ def of_file(head: bytes, name: str) -> str:
     if head.startswith(b"\x1f\x8b"):
         return _packed(head, name)
     if head[257:262] == b"ustar":
-        return _told(name, "is a tar archive", "unpack it first: `tar xf {bare}`")
+        return _with_advice(name, "is a tar archive", "unpack it first: `tar xf {bare}`")
     for mark, what, todo in KINDS:
         if head.startswith(mark):
-            return _told(name, what, todo)
+            return _with_advice(name, what, todo)
     return stand_in(head, name) or _table(head, name)
 
 
@@ -54,7 +54,7 @@ def stand_in(head: bytes, name: str) -> str:
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     for mark, what, todo in STAND_INS:
         if start.startswith(mark):
-            return _told(name, what, todo)
+            return _with_advice(name, what, todo)
     return ""
 
 
@@ -65,11 +65,11 @@ def _packed(head: bytes, name: str) -> str:
     except zlib.error:
         inner = b""
     if inner.startswith(HDF5):
-        return _told(name, "is compressed by gzip", "unpack it first: `gunzip -k {bare}`")
+        return _with_advice(name, "is compressed by gzip", "unpack it first: `gunzip -k {bare}`")
     if inner[257:262] == b"ustar":
-        return _told(name, "is a tar archive, compressed by gzip", "unpack it first: `tar xzf {bare}`")
+        return _with_advice(name, "is a tar archive, compressed by gzip", "unpack it first: `tar xzf {bare}`")
     inside = of_file(inner, name) if not inner.startswith(b"\x1f\x8b") else ""
-    return inside or _told(name, "is compressed by gzip", "unpack it first: `gunzip -k {bare}`")
+    return inside or _with_advice(name, "is compressed by gzip", "unpack it first: `gunzip -k {bare}`")
 
 
 def _table(head: bytes, name: str) -> str:
@@ -81,10 +81,10 @@ def _table(head: bytes, name: str) -> str:
         return ""
     reader = "sc.read_csv({name}" if separator == b"," else f"sc.read_text({{name}}, delimiter={separator.decode()!r}"
     todo = f"{reader}, first_column_names=True).write_h5ad('cells.h5ad'), with .T before .write_h5ad if genes are rows"
-    return _told(name, "is a table of text", todo)
+    return _with_advice(name, "is a table of text", todo)
 
 
-def _told(name: str, what: str, todo: str) -> str:
+def _with_advice(name: str, what: str, todo: str) -> str:
     folder = str(Path(name).parent)
     mtx = f"sc.read_10x_mtx({folder!r}).write_h5ad('cells.h5ad'), which wants the barcodes and features beside it"
     return f"{name!r} {what}; {todo.format(name=repr(name), bare=name, mtx=mtx)}"
@@ -93,12 +93,12 @@ def _told(name: str, what: str, todo: str) -> str:
 def of_zip(inside: list[str], name: str) -> str:
     """Say what a zip archive is that holds no zarr store, by the names of what is in it."""
     if inside and all(each.endswith(".npy") for each in inside):
-        return _told(
+        return _with_advice(
             name, "is a file of numpy or scipy (npz)", "anndata.AnnData(scipy.sparse.load_npz({name}), obs, var)"
         )
     if "[Content_Types].xml" in inside:
-        return _told(name, "is a table of Excel", "sc.read_excel({name}, sheet).write_h5ad('cells.h5ad')")
-    return _told(name, "is a zip archive without a zarr store", "unpack it first: `unzip {bare}`")
+        return _with_advice(name, "is a table of Excel", "sc.read_excel({name}, sheet).write_h5ad('cells.h5ad')")
+    return _with_advice(name, "is a zip archive without a zarr store", "unpack it first: `unzip {bare}`")
 
 
 def of_hdf5(keys: Iterable[str], name: str) -> str:

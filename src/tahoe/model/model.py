@@ -15,7 +15,7 @@ import torch
 from tahoe.errors import InputError
 from tahoe.model.checkpoint.weights import hash_weights, write_checkpoint
 from tahoe.model.config import N_BINS
-from tahoe.model.cpu.threads import spread
+from tahoe.model.cpu.threads import parallel_for
 from tahoe.model.cuda.transfers import to_device
 from tahoe.model.files import WEIGHTS_FILE, file_sha256
 from tahoe.model.hub import download as hub
@@ -208,7 +208,7 @@ class TahoeModel:
             result[rows[cell] : rows[cell + 1]] = compute(batch)
 
         # the longest first, so that all cores end at about the same time
-        spread(work, np.argsort(-tokens.lengths, kind="stable").tolist())
+        parallel_for(work, np.argsort(-tokens.lengths, kind="stable").tolist())
         return result
 
     def observe(self, tokens: Tokens, layers: Sequence[int], observer: Observer) -> None:

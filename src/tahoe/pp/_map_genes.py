@@ -7,7 +7,7 @@ import numpy as np
 
 from tahoe._cells.matrix import choose_matrix, in_memory, named_layers
 from tahoe._cells.objects import check_adata
-from tahoe._cells.slots import genes_are_rows, looking_at_rows, to_change, write
+from tahoe._cells.slots import copy_or_self, genes_are_rows, looking_at_rows, write
 from tahoe._genes import mapping as _genes
 from tahoe.errors import InputError, TahoeWarning
 
@@ -88,7 +88,7 @@ def map_genes(
     True
     """
     check_adata(adata)
-    adata = to_change(adata, copy)
+    adata = copy_or_self(adata, copy)
     totals, slot = _totals(adata)
     with looking_at_rows(adata, organism):
         mapping = _genes.map_genes(

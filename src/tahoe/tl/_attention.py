@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tahoe._cells.objects import check_adata
-from tahoe._cells.slots import check_key, columns_of, groups_of, slot_names, to_change, write
+from tahoe._cells.slots import check_key, columns_of, copy_or_self, groups_of, slot_names, write
 from tahoe._run.inputs import check_at_least, choose_heads, choose_network_layers, read_inputs
 from tahoe._run.means import AttentionMeans, check_fits
 
@@ -121,7 +121,7 @@ def attention(
     own_names = [f"{name}_from_cell" for name in names]
     check_key(adata, key_added, *(("varp", name) for name in names), *(("var", name) for name in own_names))
     chosen = columns_of(adata, genes)
-    adata = to_change(adata, copy)
+    adata = copy_or_self(adata, copy)
     inputs = read_inputs(
         adata,
         model,

@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tahoe._cells.objects import check_adata
-from tahoe._cells.slots import check_key, n_genes_name, to_change
+from tahoe._cells.slots import check_key, copy_or_self, n_genes_name
 from tahoe._run.embed import embed_in_place
 from tahoe._run.inputs import check_at_least
 
@@ -128,7 +128,7 @@ def embed(
     counts = n_genes_name(key_added)
     check_key(adata, key_added, ("obsm", key_added), ("obs", counts))
     check_at_least(max_length=(max_length, 2), token_budget=(token_budget, 1))
-    adata = to_change(adata, copy)
+    adata = copy_or_self(adata, copy)
     embed_in_place(
         adata,
         model,

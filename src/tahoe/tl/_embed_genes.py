@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tahoe._cells.objects import check_adata
-from tahoe._cells.slots import check_key, groups_of, slot_names, to_change, write
+from tahoe._cells.slots import check_key, copy_or_self, groups_of, slot_names, write
 from tahoe._run.inputs import check_at_least, read_inputs
 from tahoe._run.means import GeneMeans, check_fits
 from tahoe.errors import InputError
@@ -108,7 +108,7 @@ def embed_genes(
     counts = f"{key_added}_n_cells"
     names = slot_names(key_added, groups, groupby, taken=counts)
     check_key(adata, key_added, *(("varm", name) for name in (*names, counts)))
-    adata = to_change(adata, copy)
+    adata = copy_or_self(adata, copy)
     inputs = read_inputs(
         adata,
         model,

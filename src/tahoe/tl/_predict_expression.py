@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 
 from tahoe._cells.objects import check_adata
-from tahoe._cells.slots import check_key, to_change, write
+from tahoe._cells.slots import check_key, copy_or_self, write
 from tahoe._genes.mapping import resolve
 from tahoe._genes.names import find_id
 from tahoe._run.inputs import check_at_least, read_inputs
 from tahoe._run.means import check_fits
-from tahoe._run.predictions import AskedPredictions, HiddenPredictions, ObservedPredictions
+from tahoe._run.predictions import HiddenPredictions, ObservedPredictions, QueriedPredictions
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:
@@ -134,21 +134,21 @@ def predict_expression(
     >>> tahoe.tl.predict_expression(adata, model="demo", mask_fraction=0.2)
     >>> bool((adata.obs["tahoe_expression_n_hidden"] > 0).all())
     True
-    >>> tahoe.tl.predict_expression(adata, model="demo", genes=["CD3D", "CD14"], key_added="asked")
-    >>> adata.obsm["asked"].columns.to_list()
+    >>> tahoe.tl.predict_expression(adata, model="demo", genes=["CD3D", "CD14"], key_added="queried")
+    >>> adata.obsm["queried"].columns.to_list()
     ['CD3D', 'CD14']
     """
     check_adata(adata)
     check_at_least(max_length=(max_length, 2), token_budget=(token_budget, 1))
-    asked = [genes] if isinstance(genes, str) else None if genes is None else [str(gene) for gene in genes]
-    _check_question(asked, mask_fraction, decoder)
+    queried = [genes] if isinstance(genes, str) else None if genes is None else [str(gene) for gene in genes]
+    _check_question(queried, mask_fraction, decoder)
     score_names = [] if mask_fraction is None else [f"{key_added}_{name}" for name in SCORES]
-    slot = "layers" if asked is None else "obsm"
+    slot = "layers" if queried is None else "obsm"
     if slot == "layers" and layer == key_added:
         message = f"key_added={key_added!r} is the layer that is read, and would be lost; choose another"
         raise InputError(message)
     check_key(adata, key_added, (slot, key_added), *(("obs", name) for name in score_names))
-    adata = to_change(adata, copy)
+    adata = copy_or_self(adata, copy)
     inputs = read_inputs(
         adata,
         model,
@@ -166,7 +166,7 @@ def predict_expression(
         raise InputError(message)
     record = inputs.record(
         decoder=decoder,
-        genes=asked,
+        genes=queried,
         mask_fraction=mask_fraction,
         max_length=max_length,
         seed=seed,
@@ -174,8 +174,8 @@ def predict_expression(
     )
     log.info("predicting expression in %d cells of %s", adata.n_obs, inputs.matrix.slot)
     streaming = {"max_length": max_length, "seed": seed, "token_budget": token_budget}
-    if asked is not None:
-        table = _ask(inputs, asked, decoder, streaming)
+    if queried is not None:
+        table = _query(inputs, queried, decoder, streaming)
         write(
             adata,
             obsm={key_added: table.set_index(adata.obs_names)},
@@ -204,13 +204,13 @@ def _check_question(genes: list[str] | None, mask_fraction: float | None, decode
         raise InputError(message)
 
 
-def _ask(inputs: Inputs, genes: list[str], decoder: str, streaming: dict[str, Any]) -> pd.DataFrame:
+def _query(inputs: Inputs, genes: list[str], decoder: str, streaming: dict[str, Any]) -> pd.DataFrame:
     """Predictions for genes that are asked for by name, one row for each cell."""
     n_cells = inputs.matrix.n_cells
     tokens, place = np.unique(_tokens_of(inputs, genes), return_inverse=True)
     # the batches, and the whole that they are joined to
     check_fits(8 * n_cells * len(genes), f"{n_cells} cells × {len(genes)} genes; choose fewer with genes=")
-    predicted = inputs.aggregate(AskedPredictions(tokens, decoder), **streaming).result()
+    predicted = inputs.aggregate(QueriedPredictions(tokens, decoder), **streaming).result()
     return pd.DataFrame(predicted[:, place], columns=genes)
 
 
@@ -234,16 +234,16 @@ def _predict(
 def _tokens_of(inputs: Inputs, genes: list[str]) -> np.ndarray:
     """Token id of each gene that is asked for."""
     names = inputs.matrix.var.index
-    asked = names.isin(genes)
+    queried = names.isin(genes)
     # of columns with one name, those that count: an antibody or the second probe of a gene is no other gene
-    counting = pd.Series(inputs.column_tokens, names)[asked & (inputs.column_tokens >= 0)]
+    counting = pd.Series(inputs.column_tokens, names)[queried & (inputs.column_tokens >= 0)]
     counting = counting[~counting.reset_index().duplicated().to_numpy()]
     twice = counting.index[counting.index.duplicated()].tolist()
     if twice:
         message = f"genes={twice[:5]}: names that several columns bear; call adata.var_names_make_unique() first"
         raise InputError(message)
     ids = [found[0] if (found := find_id(gene)) else gene for gene in genes]
-    is_column = pd.Index(genes).isin(names[asked])
+    is_column = pd.Index(genes).isin(names[queried])
     tokens = np.where(
         is_column, counting.reindex(genes, fill_value=-1).to_numpy(), inputs.model.vocabulary.tokens_of(ids)
     )

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from tahoe.model.cpu import threads as streams
-from tahoe.model.cpu.threads import n_cores, n_streams, spread
+from tahoe.model.cpu import threads as cpu_threads
+from tahoe.model.cpu.threads import n_cores, n_threads, parallel_for
 
 
 @pytest.fixture(params=[1, 2])
@@ -23,15 +23,15 @@ def threads(request):
 
 def test_every_item_once_in_inference_mode(threads):
     done = []
-    spread(lambda item: done.append((item, torch.is_inference_mode_enabled())), range(500))
+    parallel_for(lambda item: done.append((item, torch.is_inference_mode_enabled())), range(500))
     assert sorted(done) == [(item, True) for item in range(500)]
-    spread(done.append, [])
+    parallel_for(done.append, [])
     assert len(done) == 500
 
 
-def test_a_stream_is_one_thread_and_changes_no_other(threads):
+def test_a_worker_is_one_thread_and_changes_no_other(threads):
     inside = []
-    spread(lambda _: inside.append(torch.get_num_threads()), range(20))
+    parallel_for(lambda _: inside.append(torch.get_num_threads()), range(20))
     assert inside == [1] * 20
     assert torch.get_num_threads() == threads
     elsewhere = threading.Thread(target=lambda: inside.append(torch.get_num_threads()))
@@ -50,18 +50,20 @@ def test_an_error_ends_the_work_and_surfaces(threads):
         done.append(item)
 
     with pytest.raises(IndexError, match="item 3"):
-        spread(work, range(10**5))
+        parallel_for(work, range(10**5))
     assert len(done) < 10**5
 
 
 def test_callers_share_the_streams(threads):
     names = set()
     with ThreadPoolExecutor(6) as callers:
-        calls = [callers.submit(spread, lambda _: names.add(threading.current_thread()), range(50)) for _ in range(6)]
+        calls = [
+            callers.submit(parallel_for, lambda _: names.add(threading.current_thread()), range(50)) for _ in range(6)
+        ]
         for call in calls:
             call.result()
     assert len(names) <= n_cores()
-    assert n_streams() <= threads
+    assert n_threads() <= threads
 
 
 @pytest.mark.parametrize(
@@ -78,14 +80,14 @@ def test_quota_of_a_container(tmp_path, files, quota, monkeypatch):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert streams._quota(tmp_path) == quota
-    monkeypatch.setattr(streams, "CGROUPS", tmp_path)
+    assert cpu_threads._quota(tmp_path) == quota
+    monkeypatch.setattr(cpu_threads, "CGROUPS", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64), raising=False)
     assert n_cores() == {None: 64, 1.5: 2, 3.0: 3}[quota]
 
 
 def test_omp_num_threads_counts():
-    code = "from tahoe.model.cpu.threads import n_streams; print(n_streams())"
+    code = "from tahoe.model.cpu.threads import n_threads; print(n_threads())"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "1"
@@ -94,12 +96,12 @@ def test_omp_num_threads_counts():
 def test_the_interpreter_ends_after_an_interrupt():
     code = """
 import signal, threading, time
-from tahoe.model.cpu.threads import spread
+from tahoe.model.cpu.threads import parallel_for
 def work(item):
     time.sleep(0.001)
     if item == 5:
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-spread(work, range(10**5))
+parallel_for(work, range(10**5))
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert "KeyboardInterrupt" in run.stderr

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from tahoe.model.tokens.edits import ask_for, hide_share, without
+from tahoe.model.tokens.edits import hide_share, with_queries, without
 from tahoe.model.training.loop import masked_batch
 
 
@@ -75,7 +75,7 @@ def test_asking_adds_tokens_and_takes_the_own_ones_away(tokens):
     some = tokens.cells(3, 9)
     own = some.ids[some.bounds[2] + 1]
     genes = np.array([own, 1999])
-    longer, asking = ask_for(without(some, genes), genes, -1.0)
+    longer, asking = with_queries(without(some, genes), genes, -1.0)
     for cell in range(len(some)):
         here, before = slice(*longer.bounds[cell : cell + 2]), slice(*some.bounds[cell : cell + 2])
         kept = ~np.isin(some.ids[before], genes)

@@ -9,7 +9,7 @@ from scipy import sparse
 
 from tahoe.model.config import ModelConfig
 from tahoe.model.tokens import tokenizer
-from tahoe.model.tokens.tokenizer import GRADES, tokenize
+from tahoe.model.tokens.tokenizer import QUANTILES, tokenize
 from tahoe.model.tokens.vocabulary import Vocabulary
 
 N_COLUMNS = 300
@@ -40,7 +40,7 @@ def slow_bins(values):
     """The definition, for one cell, in torch."""
     row = torch.as_tensor(np.asarray(values, dtype=np.float32))
     ordered = row.sort().values
-    rank = torch.from_numpy(GRADES) * (len(row) - 1)
+    rank = torch.from_numpy(QUANTILES) * (len(row) - 1)
     edges = torch.lerp(ordered[rank.floor().long()], ordered[rank.ceil().long()], rank - rank.floor())
     return torch.searchsorted(edges, row).float().numpy() + 1
 

@@ -71,7 +71,7 @@ def test_longer_cells_keep_some_of_their_genes_with_the_bins_of_all(cells, heart
     whole = draw_views(cells, np.arange(40), chance(), length=6000, cell_token=1, mask_share=0)
     views = draw_views(cells, np.arange(40), chance(1), length=129, cell_token=1)
     assert views.ids_RN.shape == (40, 129)
-    assert views.n_asked == 64
+    assert views.n_queried == 64
     assert views.is_gene_RN[:, 1:].all()
     assert (views.ids_RN[:, 0] == 1).all()
     for cell in range(40):
@@ -129,7 +129,7 @@ def packed(views, config):
     ids, values, lengths = views.ids_RN.numpy()[real], views.values_RN.numpy()[real], real.sum(1)
     tokens = Tokens(ids, values, np.concatenate([[0], np.cumsum(lengths)]), lengths - 1)
     hidden = np.zeros(real.shape, dtype=bool)
-    hidden[:, -views.n_asked :] = True
+    hidden[:, -views.n_queried :] = True
     return *masked_batch(tokens, hidden[real], config, torch.device("cpu")), torch.from_numpy(tokens.bounds[:-1])
 
 

@@ -10,8 +10,8 @@ from tahoe.model.cpu.compiling import POSITIVE, bits_of, compiled, entry_of, flo
 
 LOWEST, HALF, PER_BIT = np.float32(-87), np.float32(0.5), np.float32(1 / np.log(2))
 # The logarithm of two: twelve bits, of which any multiple that is needed is exact, and the rest.
-BIT = np.float32(2839 / 4096)
-REST = np.float32(np.log(2) - 2839 / 4096)
+LN2_HIGH = np.float32(2839 / 4096)
+LN2_LOW = np.float32(np.log(2) - 2839 / 4096)
 # The Taylor series: between -log(2) / 2 and log(2) / 2 its next term is below the last bit.
 C2, C3, C4, C5, C6 = (np.float32(1 / factorial) for factorial in (2, 6, 24, 120, 720))
 ONE = np.float32(1)
@@ -45,6 +45,6 @@ def _exponential(x: Any) -> Any:
     """``exp(x)`` in float32, for x of at most 0; below -87 as there, about the smallest normal number."""
     x = LOWEST if x < LOWEST else x
     bits = np.floor(x * PER_BIT + HALF)
-    part = x - bits * BIT - bits * REST
+    part = x - bits * LN2_HIGH - bits * LN2_LOW
     power = ONE + part * (ONE + part * (C2 + part * (C3 + part * (C4 + part * (C5 + part * C6)))))
     return power * float_of(np.int32(np.int32(bits) + np.int32(127)) << np.int32(23))

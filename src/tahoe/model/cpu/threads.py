@@ -25,15 +25,15 @@ CGROUPS = Path("/sys/fs/cgroup")
 _starting = threading.Lock()
 
 
-def spread(work: Callable[[int], None], items: Iterable[int]) -> None:
-    """Call ``work(item)`` for each item, in inference mode, on as many streams as the caller may use.
+def parallel_for(work: Callable[[int], None], items: Iterable[int]) -> None:
+    """Call ``work(item)`` for each item, in inference mode, on as many threads as the caller may use.
 
     They take items in their order. An error, or an interrupt, ends the work and is raised here.
     """
     todo = deque(items)
 
     @torch.inference_mode()
-    def stream() -> None:
+    def worker() -> None:
         try:
             for item in _taken(todo):
                 work(item)
@@ -43,18 +43,18 @@ def spread(work: Callable[[int], None], items: Iterable[int]) -> None:
 
     with _starting:
         pool = _pool()
-    streams = [pool.submit(stream) for _ in range(min(n_streams(), len(todo)))]
+    threads = [pool.submit(worker) for _ in range(min(n_threads(), len(todo)))]
     try:
-        for running in streams:
-            running.result()
+        for thread in threads:
+            thread.result()
     finally:
         # after an interrupt, the cells at hand are still computed, and nobody may wonder later who does that
         todo.clear()
-        wait(streams)
+        wait(threads)
 
 
-def n_streams() -> int:
-    """How many streams a call may use: as many as torch may use threads here, if there are so many cores.
+def n_threads() -> int:
+    """How many threads a call may use: as many as torch may use threads here, if there are so many cores.
 
     torch counts physical cores, and heeds ``OMP_NUM_THREADS``, which dask sets to 1 in its workers.
     """
@@ -80,7 +80,7 @@ def _quota(cgroups: Path) -> float | None:
 
 
 def _taken(todo: deque[int]) -> Iterator[int]:
-    """What a stream can get of the items that are left."""
+    """What a thread can get of the items that are left."""
     while True:
         try:
             item = todo.popleft()
@@ -94,7 +94,7 @@ def _pool() -> ThreadPoolExecutor:
     """Threads that all callers share, each with one thread inside of operations. They end with the interpreter."""
     n = n_cores()
     pool, started, before = (
-        ThreadPoolExecutor(n, "tahoe-stream"),
+        ThreadPoolExecutor(n, "tahoe-thread"),
         threading.Barrier(n + 1, timeout=60),
         torch.get_num_threads(),
     )

@@ -131,11 +131,13 @@ def download(name: str, *, revision: str | None = None, cache_dir: Path | None =
         try:
             root = _fetched(release, revision, cache_dir)
         except Exception as error:
-            raise ModelError(_told(name, release, revision, reason(error, cache_dir))) from error
+            raise ModelError(_download_error(name, release, revision, reason(error, cache_dir))) from error
     folder = root / release.folder
     missing = [file for file in FILES if not (folder / file).is_file()]
     if missing:
-        raise ModelError(_told(name, release, revision, f"{release.folder} has no {' and no '.join(missing)} there"))
+        raise ModelError(
+            _download_error(name, release, revision, f"{release.folder} has no {' and no '.join(missing)} there")
+        )
     present = [file for file in (*FILES, DRUGS_FILE) if (folder / file).is_file()]
     return Download(folder, root.name, check_digests(folder, present, known, _record(release, root.name, cache_dir)))
 
@@ -208,7 +210,7 @@ def reason(error: Exception, cache_dir: Path | None = None) -> str:
     return first_line
 
 
-def _told(name: str, release: Release, revision: str, why: str) -> str:
+def _download_error(name: str, release: Release, revision: str, why: str) -> str:
     """Say that a model could not be had, and how to go on."""
     commit = f"{revision[:12]}…" if len(revision) == 40 else revision
     return (

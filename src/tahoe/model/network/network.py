@@ -48,7 +48,7 @@ class Batch:
         return self.cells.device_bounds[:-1].long()
 
 
-class Layer(nn.Module):
+class TransformerBlock(nn.Module):
     """Attention, then a feed-forward block, each with its norm before (or after) it and a residual path around it."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -71,7 +71,7 @@ class Layer(nn.Module):
         context_TD = self._attend(q_TD, k_TD, v_TD, cells, cells, attend, masked_T)
         return self._finish(x_TD, context_TD)
 
-    def first_tokens(self, x_TD: Tensor, batch: Batch, attend: Attention, masked_T: Tensor | None = None) -> Tensor:
+    def forward_cls(self, x_TD: Tensor, batch: Batch, attend: Attention, masked_T: Tensor | None = None) -> Tensor:
         """Only the first token of each cell, which still looks at all tokens of its cell: (C, D)."""
         n_cells, width = len(batch.cells.bounds) - 1, x_TD.shape[-1]
         h_TD = self._before(x_TD, self.attention_norm)
@@ -164,11 +164,11 @@ class Network(nn.Module):
         self.value = ValueEncoder(config)
         self.flag = Embedding(2, width)
         self.drug = DrugEncoder(width, config.drug_encoder) if config.drug_encoder else None
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
+        self.layers = nn.ModuleList(TransformerBlock(config) for _ in range(config.n_layers))
         self.norm = nn.LayerNorm(width, eps=config.norm_eps) if config.pre_norm else nn.Identity()
         self.expression = ExpressionDecoder(config)
         self.mvc = MVCDecoder(config) if config.mvc_decoder else None
-        self.has_weights = True
+        self.is_quantized = False
         self.n_parameters = sum(weight.numel() for weight in self.parameters())
 
     def forward(self, batch: Batch, attention: str = "sdpa") -> Tensor:
@@ -206,11 +206,11 @@ class Network(nn.Module):
         *layers, last = self.layers
         for layer in layers:
             x_TD = layer(x_TD, batch.cells, ATTENTION[attention], masked_T)
-        return self.norm(last.first_tokens(x_TD, batch, ATTENTION[attention], masked_T))  # type: ignore[operator]
+        return self.norm(last.forward_cls(x_TD, batch, ATTENTION[attention], masked_T))  # type: ignore[operator]
 
     def inputs(self, batch: Batch) -> Tensor:
         """What enters the first layer: gene plus value, or the flag in place of a masked value, and the drug."""
-        if not self.has_weights and len(batch.cells.lengths) > 1:
+        if self.is_quantized and len(batch.cells.lengths) > 1:
             message = (
                 f"in int8 each cell goes through the network alone, since it has a scale of its own, and this batch has"
                 f" {len(batch.cells.lengths)}; call the methods of TahoeModel, or load it with dtype='float32'"
@@ -264,7 +264,7 @@ class Network(nn.Module):
     @property
     def precision(self) -> torch.dtype:
         """Precision of the linear layers."""
-        return self.expression.out.weight.dtype if self.has_weights else torch.int8
+        return torch.int8 if self.is_quantized else self.expression.out.weight.dtype
 
     def check_weights(self) -> None:
         """Refuse what needs the weights themselves.
@@ -274,7 +274,7 @@ class Network(nn.Module):
         tahoe.errors.ModelError
             If only their rounded values are left.
         """
-        if not self.has_weights:
+        if self.is_quantized:
             message = "this model has its weights in int8, which is for inference only; load it with dtype='float32'"
             raise ModelError(message)
 
@@ -285,4 +285,4 @@ class Network(nn.Module):
             for name, module in list(layer.named_children()):
                 if isinstance(module, Linear):
                     setattr(layer, name, Int8Linear(module))
-        self.has_weights = False
+        self.is_quantized = True

@@ -31,7 +31,7 @@ def without(tokens: Tokens, genes: np.ndarray) -> Tokens:
     return replace(tokens, ids=tokens.ids[kept], values=tokens.values[kept], bounds=bounds)
 
 
-def ask_for(tokens: Tokens, genes: np.ndarray, mask_value: float) -> tuple[Tokens, np.ndarray]:
+def with_queries(tokens: Tokens, genes: np.ndarray, mask_value: float) -> tuple[Tokens, np.ndarray]:
     """Add hidden tokens of some genes that the cells do not have, behind the tokens of each cell.
 
     Returns

@@ -14,8 +14,8 @@ import numpy as np
 from tahoe.model.cpu.compiling import compiled
 
 # Whole values below this are sorted by counting them.
-MOST = 4096
-LOWER = np.uint64(0xFFFFFFFF)
+COUNTING_LIMIT = 4096
+LOWER_32_BITS = np.uint64(0xFFFFFFFF)
 HALF = np.uint64(32)
 intrinsic: Any = numba.extending.intrinsic
 
@@ -26,7 +26,7 @@ def tokenize_cells(
     indices: Any,
     data: Any,
     column_tokens: Any,
-    grades: Any,
+    quantiles: Any,
     n_special: int,
     most_genes: int,
     seed: Any,
@@ -45,22 +45,22 @@ def tokenize_cells(
     keys, spare, order = np.empty(longest, np.uint64), np.empty(longest, np.uint64), np.empty(longest, np.uint64)
     values = np.empty(longest, np.float32)
     value_bits, bin_bits = values.view(np.uint32), bins.view(np.uint32)
-    counts, edges = np.zeros(MOST, np.int32), np.empty(len(grades), np.float32)
+    counts, edges = np.zeros(COUNTING_LIMIT, np.int32), np.empty(len(quantiles), np.float32)
     end = 0
     for cell in range(len(indptr) - 1):
         n, rising, whole = _take(indptr[cell], indptr[cell + 1], indices, data, column_tokens, keys, values)
         if not rising:
             keys, spare = _sorted(keys, spare, n, 32, 32 + token_bits)
             for i in range(n):
-                value_bits[i] = keys[i] & LOWER
+                value_bits[i] = keys[i] & LOWER_32_BITS
         here = end + n_special
         if whole:
-            _bin_counts(values, n, counts, grades, edges, bins[here:])
+            _bin_counts(values, n, counts, quantiles, edges, bins[here:])
         else:
             for i in range(n):
                 order[i] = np.uint64(value_bits[i]) << HALF | np.uint64(i)
             order, spare = _sorted(order, spare, n, 32, 63)
-            _bin_values(values, order, n, grades, edges, bins[here:])
+            _bin_values(values, order, n, quantiles, edges, bins[here:])
         n_genes[cell] = n
         if n > most_genes:
             n = _keep(keys, spare, n, most_genes, seed, bins[here:], bin_bits[here:])
@@ -82,7 +82,7 @@ def _take(start: int, stop: int, indices: Any, data: Any, column_tokens: Any, ke
             n += 1
             rising &= token > last
             last = token
-            whole &= value < MOST and value == np.floor(value)
+            whole &= value < COUNTING_LIMIT and value == np.floor(value)
     return n, rising, whole
 
 
@@ -106,7 +106,7 @@ def _sorted(keys: Any, spare: Any, n: int, first_bit: int, last_bit: int) -> Any
 
 
 @compiled()
-def _bin_counts(values: Any, n: int, counts: Any, grades: Any, edges: Any, bins: Any) -> None:
+def _bin_counts(values: Any, n: int, counts: Any, quantiles: Any, edges: Any, bins: Any) -> None:
     """Bins of small whole values. `counts` is zero before and after."""
     largest = np.int64(0)
     for i in range(n):
@@ -114,8 +114,8 @@ def _bin_counts(values: Any, n: int, counts: Any, grades: Any, edges: Any, bins:
         counts[count] += 1
         largest = max(largest, count)
     below, seen = np.int64(0), np.int64(0)
-    for grade in range(len(grades) if n else 0):
-        rank = grades[grade] * np.float32(n - 1)
+    for grade in range(len(quantiles) if n else 0):
+        rank = quantiles[grade] * np.float32(n - 1)
         low = np.int64(rank)
         while seen <= low:
             below += 1
@@ -137,16 +137,16 @@ def _bin_counts(values: Any, n: int, counts: Any, grades: Any, edges: Any, bins:
 
 
 @compiled()
-def _bin_values(values: Any, order: Any, n: int, grades: Any, edges: Any, bins: Any) -> None:
+def _bin_values(values: Any, order: Any, n: int, quantiles: Any, edges: Any, bins: Any) -> None:
     """Bins of any values, where the lower halves of `order` say which is the first, the second …."""
-    for grade in range(len(grades)):
-        rank = grades[grade] * np.float32(n - 1)
+    for grade in range(len(quantiles)):
+        rank = quantiles[grade] * np.float32(n - 1)
         low = np.int64(rank)
-        below, above = values[order[low] & LOWER], values[order[np.int64(np.ceil(rank))] & LOWER]
+        below, above = values[order[low] & LOWER_32_BITS], values[order[np.int64(np.ceil(rank))] & LOWER_32_BITS]
         edges[grade] = _between(below, above, rank - np.float32(low))
     edge = 0
     for i in range(n):
-        place = order[i] & LOWER
+        place = order[i] & LOWER_32_BITS
         while edge < len(edges) and edges[edge] < values[place]:
             edge += 1
         bins[place] = 1 + edge
@@ -171,7 +171,7 @@ def _keep(keys: Any, hashes: Any, n: int, most: int, seed: Any, bins: Any, bin_b
     """Move the entries with the smallest hashes to the front, in their order, as `tokenizer.hash_ranks` ranks them."""
     total = seed
     for i in range(n):
-        hashes[i] = _mixed(keys[i] & ~LOWER | np.uint64(bin_bits[i]))
+        hashes[i] = _mixed(keys[i] & ~LOWER_32_BITS | np.uint64(bin_bits[i]))
         total += hashes[i]
     total = _mixed(total)
     for i in range(n):

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from tahoe.model.tokens.vocabulary import Vocabulary
 
 # What torch.linspace(0, 1, 50) gives on CPUs with AVX2. It differs in the last bit elsewhere, and a rank that falls
-# just below a whole number moves counts to another bin: so the grades that the models were trained with stand here.
+# just below a whole number moves counts to another bin: so the quantiles that the models were trained with stand here.
 # fmt: off
-GRADES = np.array([
+QUANTILES = np.array([
     0.0, 0.020408163, 0.040816326, 0.06122449, 0.08163265, 0.10204081, 0.12244898, 0.14285713,
     0.1632653, 0.18367347, 0.20408162, 0.2244898, 0.24489796, 0.26530612, 0.28571427, 0.30612245,
     0.3265306, 0.34693876, 0.36734694, 0.3877551, 0.40816325, 0.42857143, 0.4489796, 0.46938774,
@@ -180,7 +180,7 @@ def _by_numba(
             np.ascontiguousarray(a, t) for a, t in zip((indptr, indices, data, column_tokens), types, strict=True)
         )
         most = np.iinfo(np.int64).max if most_genes is None else most_genes
-        compiled(*arrays, GRADES, n_special, most, np.uint64(int(seed) % 2**64), ids, bins, bounds, n_genes)
+        compiled(*arrays, QUANTILES, n_special, most, np.uint64(int(seed) % 2**64), ids, bins, bounds, n_genes)
     return ids[: bounds[-1]], bins[: bounds[-1]], bounds, n_genes
 
 
@@ -245,7 +245,7 @@ def _bins(rows: np.ndarray, values: np.ndarray, n_genes: np.ndarray) -> np.ndarr
     # The first value above an edge, and all behind it in the cell, lie one bin higher.
     steps = np.bincount(np.searchsorted(keys, edge_keys.ravel(), side="right"), minlength=len(keys) + 1)[:-1]
     # All edges of the cells before lie at or before a cell's first value, and do not count for it.
-    before = len(GRADES) * (np.cumsum(n_genes > 0) - 1)
+    before = len(QUANTILES) * (np.cumsum(n_genes > 0) - 1)
     bins = np.empty_like(values)
     bins[order] = 1 + np.cumsum(steps) - before[rows]
     return bins
@@ -253,7 +253,7 @@ def _bins(rows: np.ndarray, values: np.ndarray, n_genes: np.ndarray) -> np.ndarr
 
 def _edges(ranked: np.ndarray, starts: np.ndarray, n_genes: np.ndarray) -> np.ndarray:
     """Fifty quantiles of each cell's sorted values, (cells, 50), in float32 throughout, as the models were trained."""
-    ranks = GRADES * (n_genes - 1).astype(np.float32)[:, None]
+    ranks = QUANTILES * (n_genes - 1).astype(np.float32)[:, None]
     low = np.floor(ranks)
     below = ranked[starts[:, None] + low.astype(np.int64)]
     above = ranked[starts[:, None] + np.ceil(ranks).astype(np.int64)]

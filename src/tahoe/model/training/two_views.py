@@ -67,18 +67,18 @@ def outputs(network: Network, views: Views) -> Tensor:
 
 def masked_losses(network: Network, views: Views, output_RND: Tensor) -> Losses:
     """Errors of both decoders at the genes whose value is hidden."""
-    asked = slice(-views.n_asked, None)
-    asked_RN = views.is_gene_RN[:, asked].float()
-    n_asked = asked_RN.sum().clamp(min=1)
+    queried = slice(-views.n_queried, None)
+    queried_RN = views.is_gene_RN[:, queried].float()
+    n_queried = queried_RN.sum().clamp(min=1)
 
     def error(predicted_T: Tensor) -> Tensor:
-        return (((predicted_T.view_as(asked_RN) - views.values_RN[:, asked]) * asked_RN) ** 2).sum() / n_asked
+        return (((predicted_T.view_as(queried_RN) - views.values_RN[:, queried]) * queried_RN) ** 2).sum() / n_queried
 
-    expression = error(network.decode(output_RND[:, asked].flatten(0, 1)))
+    expression = error(network.decode(output_RND[:, queried].flatten(0, 1)))
     if network.mvc is None:
         return Losses(expression, None)
-    genes_TD = network.gene_inputs(views.ids_RN[:, asked].flatten())
-    return Losses(expression, error(network.mvc(output_RND[:, 0], genes_TD, views.n_asked)))
+    genes_TD = network.gene_inputs(views.ids_RN[:, queried].flatten())
+    return Losses(expression, error(network.mvc(output_RND[:, 0], genes_TD, views.n_queried)))
 
 
 def contrastive_loss(one_LBD: Tensor, other_LBD: Tensor, cells_LB: Tensor, temperature: float) -> Tensor:

@@ -3,7 +3,7 @@
 A view of a cell is what another experiment might have seen of it. All views of a batch have the same number of tokens,
 behind which a cell with fewer genes is filled up, so that a network takes them at once.
 Shapes are written as suffixes: E entries of all cells, C cells, P panels, V tokens of the vocabulary, R views of a
-batch, S entries of these views, N tokens of one view, Q quantile grades.
+batch, S entries of these views, N tokens of one view, Q quantile quantiles.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tahoe.model.network.attention import Spans
 from tahoe.model.network.network import Batch
-from tahoe.model.tokens.tokenizer import GRADES
+from tahoe.model.tokens.tokenizer import QUANTILES
 
 # Counts are sorted within views as the lower bits of one whole number, and chance likewise.
 COUNT_BITS, CHANCE_BITS = 24, 30
@@ -42,7 +42,7 @@ class CellCounts:
 
 @dataclass(frozen=True)
 class Views:
-    """Views of cells as tokens, the same number for each, of which the last `n_asked` are to be predicted."""
+    """Views of cells as tokens, the same number for each, of which the last `n_queried` are to be predicted."""
 
     ids_RN: Tensor
     """Token ids (int64): the cell's own, visible genes, then those whose value is hidden; padding behind each part."""
@@ -50,7 +50,7 @@ class Views:
     """Their bins (float32)."""
     is_gene_RN: Tensor
     """Which tokens are genes: neither the cell's own nor padding."""
-    n_asked: int
+    n_queried: int
     """How many tokens at the end of each view hide their value, padding included."""
 
     @property
@@ -58,7 +58,7 @@ class Views:
         """What enters a network. Nobody sees a hidden token but itself, and padding is hidden too."""
         hidden_RN = ~self.is_gene_RN
         hidden_RN[:, 0] = False
-        hidden_RN[:, self.ids_RN.shape[1] - self.n_asked :] = True
+        hidden_RN[:, self.ids_RN.shape[1] - self.n_queried :] = True
         n_views, length = self.ids_RN.shape
         spans = Spans.of([length * view for view in range(n_views + 1)], self.ids_RN.device)
         return Batch(self.ids_RN.flatten(), self.values_RN.flatten(), spans, hidden_RN.flatten())
@@ -115,14 +115,14 @@ def draw_views(
     n_genes_R = torch.zeros(len(rows_R), dtype=torch.int64, device=device).index_add_(0, view_S, measured_S.long())
     firsts = firsts.clamp(max=max(n_entries - 1, 0))
     edges_RQ = quantile_edges(view_S, counts_S, measured_S, firsts, n_genes_R)
-    place_RN, is_gene_RN, n_asked = _places(n_genes_R, length - 1, mask_share)
+    place_RN, is_gene_RN, n_queried = _places(n_genes_R, length - 1, mask_share)
     chosen_RN = _by_chance(view_S, measured_S, generator)[(firsts[:, None] + place_RN).clamp(max=n_entries - 1)]
     bins_RN = 1 + torch.searchsorted(edges_RQ, counts_S[chosen_RN]).float()
     return Views(
         F.pad(torch.where(is_gene_RN, ids_S[chosen_RN], 0), (1, 0), value=cell_token),
         F.pad(torch.where(is_gene_RN, bins_RN, 0), (1, 0), value=pad_value),
         F.pad(is_gene_RN, (1, 0), value=False),
-        n_asked,
+        n_queried,
     )
 
 
@@ -131,7 +131,7 @@ def quantile_edges(view_S: Tensor, counts_S: Tensor, measured_S: Tensor, firsts_
     # what is not measured comes last in its view
     keys_S = torch.where(measured_S, counts_S.long(), (1 << COUNT_BITS) - 1)
     ranked_S = ((view_S << COUNT_BITS | keys_S).sort().values & ((1 << COUNT_BITS) - 1)).float()
-    grades_Q = torch.from_numpy(GRADES).to(counts_S.device)
+    grades_Q = torch.from_numpy(QUANTILES).to(counts_S.device)
     ranks_RQ = grades_Q * (n_genes_R - 1).clamp(min=0).float()[:, None]
     low_RQ = ranks_RQ.floor()
     below_RQ = ranked_S[firsts_R[:, None] + low_RQ.long()]
@@ -147,12 +147,12 @@ def _by_chance(view_S: Tensor, measured_S: Tensor, generator: torch.Generator) -
 
 def _places(n_genes_R: Tensor, room: int, mask_share: float) -> tuple[Tensor, Tensor, int]:
     """Which of the randomly ordered genes stands at each place of a view, whether any does, and how many are hidden."""
-    n_asked = int(room * mask_share)
+    n_queried = int(room * mask_share)
     n_R = n_genes_R.clamp(max=room)
     asked_R = (n_R * mask_share).long()
     column_N = torch.arange(room, dtype=torch.int64, device=n_genes_R.device)
-    is_asked_N = column_N >= room - n_asked
-    nth_N = torch.where(is_asked_N, column_N - (room - n_asked), column_N)
+    is_asked_N = column_N >= room - n_queried
+    nth_N = torch.where(is_asked_N, column_N - (room - n_queried), column_N)
     limit_RN = torch.where(is_asked_N, asked_R[:, None], (n_R - asked_R)[:, None])
     place_RN = torch.where(is_asked_N, (n_R - asked_R)[:, None] + nth_N, nth_N)
-    return place_RN, nth_N < limit_RN, n_asked
+    return place_RN, nth_N < limit_RN, n_queried
