@@ -165,7 +165,7 @@ def _located(model: str | os.PathLike[str], revision: str | None) -> tuple[str, 
         return model, hub.demo_folder(), None, ""
     if isinstance(model, str) and model in hub.RELEASES:
         found = hub.download(model, revision=revision, cache_dir=settings.cache_dir)
-        return model, found.folder, found.commit, found.sha256[WEIGHTS_FILE]
+        return model, found.folder, found.commit, found.weights_sha256
     try:
         if not folder.is_dir():
             hub.check_name(str(model))
