@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tahoe.errors import ModelError
-from tahoe.model.training.loop import Losses
+from tahoe.model.training.objective import Losses
 
 if TYPE_CHECKING:
     from tahoe.model.network.attention import Spans
