@@ -44,9 +44,9 @@ def check_folder(folder: Path) -> None:
             raise ModelError(message)
         for name in FILES:
             with (folder / name).open("rb") as file:
-                told = stand_in(file.read(HEAD), str(folder / name))
-            if told:
-                raise ModelError(told)
+                description = stand_in(file.read(HEAD), str(folder / name))
+            if description:
+                raise ModelError(description)
     except OSError as error:
         message = f"the checkpoint in {folder} cannot be read: {error.strerror or first_line(error)}"
         raise ModelError(message) from error

@@ -149,6 +149,7 @@ def test_scaled_targets():
     masked = tokens.values > 0
     _, targets = masked_batch(tokens, masked, config, torch.device("cpu"))
     torch.testing.assert_close(targets, torch.from_numpy((tokens.values[masked] - 1) / 49 * 2 - 1))
+    torch.testing.assert_close(config.bins_of(targets), torch.from_numpy(tokens.values[masked]))
 
 
 def test_learns_what_can_be_learned():

@@ -23,7 +23,7 @@ LARGEST, ZERO = 127, 128
 
 
 class Int8Linear(nn.Module):
-    """What replaces a linear layer, and an activation behind it, in inference."""
+    """What replaces a linear layer, and an activation after it, in inference."""
 
     precision = computed_in(torch.int8)
 

@@ -28,14 +28,14 @@ def tokenize_cells(
     column_tokens: Any,
     quantiles: Any,
     n_special: int,
-    most_genes: int,
+    max_genes: int,
     seed: Any,
     ids: Any,
     bins: Any,
     bounds: Any,
     n_genes: Any,
 ) -> None:
-    """Write token and bin of each gene behind the special tokens of its cell, and where each cell ends."""
+    """Write token and bin of each gene after the special tokens of its cell, and where each cell ends."""
     longest, token_bits = np.int64(1), np.int64(1)
     for cell in range(len(indptr) - 1):
         longest = max(longest, indptr[cell + 1] - indptr[cell])
@@ -62,8 +62,8 @@ def tokenize_cells(
             order, spare = _sorted(order, spare, n, 32, 63)
             _bin_values(values, order, n, quantiles, edges, bins[here:])
         n_genes[cell] = n
-        if n > most_genes:
-            n = _keep(keys, spare, n, most_genes, seed, bins[here:], bin_bits[here:])
+        if n > max_genes:
+            n = _keep(keys, spare, n, max_genes, seed, bins[here:], bin_bits[here:])
         for i in range(n):
             ids[here + i] = keys[i] >> HALF
         end = here + n
@@ -167,7 +167,7 @@ def _fused(_: Any, a: Any, b: Any, c: Any) -> Any:
 
 
 @compiled()
-def _keep(keys: Any, hashes: Any, n: int, most: int, seed: Any, bins: Any, bin_bits: Any) -> int:
+def _keep(keys: Any, hashes: Any, n: int, limit: int, seed: Any, bins: Any, bin_bits: Any) -> int:
     """Move the entries with the smallest hashes to the front, in their order, as `tokenizer.hash_ranks` ranks them."""
     total = seed
     for i in range(n):
@@ -176,10 +176,10 @@ def _keep(keys: Any, hashes: Any, n: int, most: int, seed: Any, bins: Any, bin_b
     total = _mixed(total)
     for i in range(n):
         hashes[i] = _mixed(hashes[i] ^ total)
-    last = _smallest(hashes, n, most)
+    last = _smallest(hashes, n, limit)
     kept = 0
     for i in range(n):
-        if hashes[i] <= last and kept < most:
+        if hashes[i] <= last and kept < limit:
             keys[kept], bins[kept] = keys[i], bins[i]
             kept += 1
     return kept
@@ -191,15 +191,15 @@ def _smallest(hashes: Any, n: int, rank: int) -> Any:
     counts, shift = np.zeros(4096, np.int32), np.uint64(52)
     for i in range(n):
         counts[np.int64(hashes[i] >> shift)] += 1
-    lot = 0
-    while counts[lot] < rank:
-        rank -= counts[lot]
-        lot += 1
+    upper = 0
+    while counts[upper] < rank:
+        rank -= counts[upper]
+        upper += 1
     last = np.uint64(0)
     for _ in range(rank):
         following = ~np.uint64(0)
         for i in range(n):
-            if np.int64(hashes[i] >> shift) == lot and last < hashes[i] < following:
+            if np.int64(hashes[i] >> shift) == upper and last < hashes[i] < following:
                 following = hashes[i]
         last = following
     return last
@@ -207,7 +207,7 @@ def _smallest(hashes: Any, n: int, rank: int) -> Any:
 
 @compiled()
 def _mixed(key: Any) -> Any:
-    """Spread the bits of a key, as `tokenizer.mixed` does."""
+    """Spread the bits of a key, as `tokenizer._mixed` does."""
     key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return key ^ (key >> np.uint64(31))

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tahoe.errors import InputError, TahoeWarning
-from tahoe.model.config import N_BINS
 from tahoe.model.network.attention import Spans
 from tahoe.model.network.network import Batch, Network
 
@@ -35,7 +34,7 @@ class Losses:
 
 
 def mask_tokens(tokens: Tokens, generator: np.random.Generator, probability: float) -> np.ndarray:
-    """Choose which tokens of each cell to mask: a share of its genes, never its own token or that of its drug."""
+    """Choose which tokens of each cell to mask: a share of its genes, never the CLS token or that of the drug."""
     cells, is_gene = tokens.cell_of_token, tokens.is_gene
     # Special tokens are drawn last, so the first ranks of each cell are a random choice of its genes.
     draws = np.where(is_gene, generator.random(len(cells)), 2.0)
@@ -60,10 +59,7 @@ def masked_batch(tokens: Tokens, masked: np.ndarray, config: ModelConfig, device
         torch.from_numpy(masked).to(device),
         None if tokens.drugs is None else torch.from_numpy(tokens.drugs).to(device),
     )
-    targets = torch.from_numpy(tokens.values[masked]).to(device)
-    if config.scaled_targets:
-        targets = (targets - 1) / (N_BINS - 2) * 2 - 1
-    return batch, targets
+    return batch, config.targets_of(torch.from_numpy(tokens.values[masked]).to(device))
 
 
 def _nothing_to_mask(tokens: Tokens, config: ModelConfig) -> str:
