@@ -24,8 +24,7 @@ from tahoe.errors import TahoeError
 from tahoe.model.hub import download as hub
 
 call = json.loads(sys.argv[1])
-released = {name: hub.ReleasedFile(*facts) for name, facts in call["released_files"].items()}
-hub.RELEASES["70m"] = hub.Release(call["repository"], "70m-model", call["pinned"], "", released)
+hub.RELEASES["70m"] = hub.Release(call["repository"], "70m-model", call["pinned"], "", call["sha256"])
 cache_dir = Path(call["cache_dir"]) if call["cache_dir"] else None
 try:
     found = hub.download("70m", revision=call["revision"], cache_dir=cache_dir)
@@ -267,12 +266,12 @@ class Client:
             "TAHOE_PROGRESS": "0",
         }
 
-    def start(self, *, revision=None, pinned=None, released_files=(), verify=False, cache_dir=None, **environment):
+    def start(self, *, revision=None, pinned=None, sha256=(), verify=False, cache_dir=None, **environment):
         call = {
             "repository": REPOSITORY,
             "revision": revision,
             "pinned": pinned or self.hub.main,
-            "released_files": dict(released_files),
+            "sha256": dict(sha256),
             "verify": verify,
             "cache_dir": cache_dir and str(cache_dir),
         }

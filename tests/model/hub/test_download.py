@@ -63,18 +63,17 @@ def test_a_cut_connection_is_resumed(client, loopback):
 
 def test_a_file_that_the_package_knows_better(client, loopback):
     """Someone put another file at the same commit, with a name that fits: what the package knows decides."""
-    content = weights_of(loopback)
-    wrong = {"model.safetensors": (len(content), "0" * 64)}
+    wrong = {"model.safetensors": "0" * 64}
     for _ in range(2):  # nor is it taken from the cache later
-        error = client.download(released_files=wrong)["error"]
+        error = client.download(sha256=wrong)["error"]
         assert "model.safetensors is not the released file" in error
         assert "call again" in error
     assert cached_weights(client), "the cache belongs to others too"
-    right = {"model.safetensors": (len(content), hashlib.sha256(content).hexdigest()[:8])}
-    assert "error" not in client.download(released_files=right)
-    assert "is not the released file" in client.download(released_files={"vocab.json": (3, "")})["error"]
+    right = {"model.safetensors": hashlib.sha256(weights_of(loopback)).hexdigest()[:8]}
+    assert "error" not in client.download(sha256=right)
+    assert "is not the released file" in client.download(sha256={"vocab.json": "0" * 64})["error"]
     # what is known belongs to the pinned commit
-    assert "error" not in client.download(released_files=wrong, pinned="0" * 40, revision=loopback.main)
+    assert "error" not in client.download(sha256=wrong, pinned="0" * 40, revision=loopback.main)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "vocab.json"])
@@ -82,9 +81,9 @@ def test_verify_names_bytes_that_changed_on_their_way(client, loopback, tmp_path
     """Two kinds of checksums: of weights the sha256, of small files that of git."""
     loopback.damaged = {f"70m-model/{name}"}
     error = client.download(verify=True, cache_dir=tmp_path / "cache")["error"]
-    assert f"70m-model/{name} has" in error
+    assert f"70m-model/{name} is not the file on the Hub" in error
     (path,) = (tmp_path / "cache").rglob(f"snapshots/*/70m-model/{name}")
-    assert f"Delete them ({path.resolve()})" in error
+    assert f"delete {path.resolve()} and run" in error
     loopback.damaged = set()
     path.resolve().unlink()  # as the error says
     assert "error" not in client.download(verify=True, cache_dir=tmp_path / "cache")
@@ -96,7 +95,7 @@ def test_verify_names_a_file_that_changed_in_the_cache(client, loopback):
     blob = weights.resolve()
     blob.write_bytes(blob.read_bytes()[:-1] + b"!")
     error = client.download(verify=True)["error"]
-    assert f"sha256 {hashlib.sha256(blob.read_bytes()).hexdigest()}, not {blob.name}" in error
+    assert f"sha256 is {hashlib.sha256(blob.read_bytes()).hexdigest()}, not {blob.name}" in error
     assert "vocab.json" not in error
     assert "cannot be fetched" in client.download(verify=True, HF_HUB_OFFLINE="1")["error"]
     blob.unlink()
@@ -200,9 +199,7 @@ def test_a_loaded_model_tells_the_commit_and_the_hash(loopback, client, tmp_path
     """From a warm cache, without a connection: what goes into the provenance."""
     client.download(revision="main", cache_dir=tmp_path / "cache")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setitem(
-        hub.RELEASES, "70m", replace(hub.RELEASES["70m"], repository="somebody/cells", released_files={})
-    )
+    monkeypatch.setitem(hub.RELEASES, "70m", replace(hub.RELEASES["70m"], repository="somebody/cells", sha256={}))
     with tahoe.settings.override(cache_dir=tmp_path / "cache"):
         model = tahoe.load_model("70m", revision="main", device="cpu")
     assert model.name == "70m"
@@ -226,4 +223,5 @@ def test_releases_are_pinned(name):
     release = hub.RELEASES[name]
     assert len(release.revision) == 40
     assert release.folder == f"{name}-model"
-    assert all(len(file.sha256) >= 8 and file.size > 10**6 for file in release.released_files.values())
+    assert "vocab.json" in release.sha256
+    assert all(len(digest) >= 8 for digest in release.sha256.values())

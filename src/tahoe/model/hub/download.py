@@ -22,26 +22,16 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ReleasedFile:
-    """What a file of a release must be."""
-
-    size: int
-    """In bytes."""
-    sha256: str
-    """Its sha256, or the beginning of it."""
-
-
-@dataclass(frozen=True)
 class Release:
-    """Where a released checkpoint lies, and what is known of its files."""
+    """Where a released checkpoint lies."""
 
     repository: str
     folder: str
     revision: str
     """The commit that the name stands for."""
     about: str
-    released_files: Mapping[str, ReleasedFile] = field(default_factory=dict)
-    """Sizes and digests at that commit, by name of the file, as far as they are known."""
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    """Digests of files at that commit, or how these begin, as far as they are known."""
 
     @property
     def patterns(self) -> list[str]:
@@ -60,8 +50,8 @@ class CachedCheckpoint:
 
 REPOSITORY = "tahoebio/Tahoe-x1"
 REVISION = "d218a580b9c2500ae9dfc8367a398545e6f017a8"
-_VOCABULARY = ReleasedFile(1_744_966, "b5aff3f24211cc87867b83e5d2718e89d13941f7e3687838848d05466b997a84")
-_VOCABULARY_WITH_DRUG = ReleasedFile(1_744_985, "67afad54426a6871e3499bb61ad1a4dc65b87821ed6d2960ec8ed26d8947d9bc")
+_VOCABULARY = "b5aff3f24211cc87867b83e5d2718e89d13941f7e3687838848d05466b997a84"
+_VOCABULARY_WITH_DRUG = "67afad54426a6871e3499bb61ad1a4dc65b87821ed6d2960ec8ed26d8947d9bc"
 RELEASES = {
     "70m": Release(
         REPOSITORY,
@@ -82,7 +72,7 @@ RELEASES = {
         "3b-model",
         REVISION,
         "2.72 billion parameters, 2560 wide, 32 layers; 10.9 GB",
-        {VOCABULARY_FILE: _VOCABULARY_WITH_DRUG, WEIGHTS_FILE: ReleasedFile(10_868_228_196, "424911f1")},
+        {VOCABULARY_FILE: _VOCABULARY_WITH_DRUG, WEIGHTS_FILE: "424911f1"},
     ),
 }
 # A small network that ships with the package, for trying things out.
@@ -149,20 +139,19 @@ def download(name: str, *, revision: str | None = None, cache_dir: Path | None =
         raise ModelError(
             _download_error(name, release, revision, f"{release.folder} has no {' and no '.join(missing)} there")
         )
-    return CachedCheckpoint(folder, root.name, _check_files(folder, release.released_files if is_pinned else {}))
+    return CachedCheckpoint(folder, root.name, _check_digests(folder, release.sha256 if is_pinned else {}))
 
 
-def _check_files(folder: Path, released_files: Mapping[str, ReleasedFile]) -> str:
+def _check_digests(folder: Path, known: Mapping[str, str]) -> str:
     """Compare files with what is known of them; return the sha256 of the weights, which the provenance needs anyway."""
     weights_sha256 = file_sha256(folder / WEIGHTS_FILE)
-    for name, released in released_files.items():
-        path = folder / name
-        size, sha256 = path.stat().st_size, weights_sha256 if name == WEIGHTS_FILE else file_sha256(path)
-        if size != released.size or not sha256.startswith(released.sha256):
+    for name, wanted in known.items():
+        sha256 = weights_sha256 if name == WEIGHTS_FILE else file_sha256(folder / name)
+        if not sha256.startswith(wanted):
             message = (
-                f"{path} is not the released file: it has {size:,} bytes and sha256 {sha256}, not {released.size:,}"
-                f" bytes and sha256 {released.sha256}…. It was damaged on its way or on the disk, or somebody changed"
-                f" it; delete {path.resolve()} and call again, which downloads it anew"
+                f"{folder / name} is not the released file: its sha256 is {sha256}, not {wanted}. It was damaged on its"
+                " way or on the disk, or somebody changed it; delete"
+                f" {(folder / name).resolve()} and call again, which downloads it anew"
             )
             raise ModelError(message)
     return weights_sha256
@@ -184,16 +173,11 @@ def verify(name: str, checkpoint: CachedCheckpoint, *, cache_dir: Path | None = 
     except Exception as error:
         message = f"the checksums of model={name!r} cannot be fetched from the Hub: {reason(error, cache_dir)}"
         raise ModelError(message) from error
-    if result.mismatches:
-        root = checkpoint.folder.parent
-        differing = "; ".join(
-            f"{each['path']} has {each['algorithm']} {each['actual']}, not {each['expected']}"
-            for each in result.mismatches
-        )
-        files = " ".join(str((root / each["path"]).resolve()) for each in result.mismatches)
+    for each in result.mismatches:
+        path = checkpoint.folder.parent / each["path"]
         message = (
-            f"files of {release.repository} in the cache differ from those on the Hub: {differing}. Delete them"
-            f" ({files}), and run `tahoe download {name}` again"
+            f"{path} is not the file on the Hub: its {each['algorithm']} is {each['actual']}, not {each['expected']};"
+            f" delete {path.resolve()} and run `tahoe download {name} --verify` again, which downloads it anew"
         )
         raise ModelError(message)
     log.info("%d files agree with the checksums of the Hub", result.checked_count)
