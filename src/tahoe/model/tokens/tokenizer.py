@@ -145,7 +145,7 @@ def _by_numpy(
         sums = np.bincount(rows, weights=values, minlength=n_cells).astype(np.float32)
         values = np.log1p(values / (sums[rows] + np.float32(1e-9)) * np.float32(config.target_sum))
     if max_genes is not None:
-        kept = _kept(rows, tokens, values, n_genes, max_genes, seed)
+        kept = _keep_by_hash(rows, tokens, values, n_genes, max_genes, seed)
         rows, tokens, values = rows[kept], tokens[kept], values[kept]
     bounds = np.concatenate([[0], np.cumsum(n_special + np.bincount(rows, minlength=n_cells))])
     ids, packed = np.empty(bounds[-1], dtype=np.int64), np.empty(bounds[-1], dtype=np.float32)
@@ -202,7 +202,7 @@ def _edges(ranked: np.ndarray, starts: np.ndarray, n_genes: np.ndarray) -> np.nd
     return torch.lerp(*map(torch.from_numpy, (below, above, ranks - low))).numpy()
 
 
-def _kept(
+def _keep_by_hash(
     rows: np.ndarray, tokens: np.ndarray, values: np.ndarray, n_genes: np.ndarray, limit: int, seed: int
 ) -> np.ndarray | slice:
     """Which entries stay where cells have more than `limit` genes: those with the smallest hashes of their cell."""
@@ -221,12 +221,12 @@ def hash_ranks(cells: np.ndarray, tokens: np.ndarray, values: np.ndarray, seed: 
 
     The entries of a cell lie together, and cells rise. Neither other cells nor the order within a cell play a part.
     """
-    content = _mixed(tokens.astype(np.uint64) << np.uint64(32) | values.view(np.uint32))
+    content = _mix_bits(tokens.astype(np.uint64) << np.uint64(32) | values.view(np.uint32))
     starts = np.flatnonzero(np.diff(cells, prepend=-1))
     sizes = np.diff(np.append(starts, len(cells)))
     # A sum does not depend on the order, and wraps around.
     fingerprints = np.repeat(np.add.reduceat(content, starts), sizes)
-    keys = _mixed(content ^ _mixed(fingerprints + np.uint64(int(seed) % 2**64)))
+    keys = _mix_bits(content ^ _mix_bits(fingerprints + np.uint64(int(seed) % 2**64)))
     # One sort of whole numbers again: the cell in the upper bits, as much of the hash as fits below it.
     cell_bits = np.uint64(int(cells[-1]).bit_length())
     order = np.argsort(cells.astype(np.uint64) << np.uint64(64) - cell_bits | keys >> cell_bits)
@@ -235,7 +235,7 @@ def hash_ranks(cells: np.ndarray, tokens: np.ndarray, values: np.ndarray, seed: 
     return ranks
 
 
-def _mixed(keys: np.ndarray) -> np.ndarray:
+def _mix_bits(keys: np.ndarray) -> np.ndarray:
     """Spread the bits of 64-bit keys (the finaliser of SplitMix64, Steele et al. 2014)."""
     keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -149,10 +149,10 @@ def _places(n_genes_R: Tensor, room: int, mask_share: float) -> tuple[Tensor, Te
     """Which of the randomly ordered genes stands at each place of a view, whether any does, and how many are hidden."""
     n_queried = int(room * mask_share)
     n_R = n_genes_R.clamp(max=room)
-    asked_R = (n_R * mask_share).long()
+    queried_R = (n_R * mask_share).long()
     column_N = torch.arange(room, dtype=torch.int64, device=n_genes_R.device)
-    is_asked_N = column_N >= room - n_queried
-    nth_N = torch.where(is_asked_N, column_N - (room - n_queried), column_N)
-    limit_RN = torch.where(is_asked_N, asked_R[:, None], (n_R - asked_R)[:, None])
-    place_RN = torch.where(is_asked_N, (n_R - asked_R)[:, None] + nth_N, nth_N)
+    is_queried_N = column_N >= room - n_queried
+    nth_N = torch.where(is_queried_N, column_N - (room - n_queried), column_N)
+    limit_RN = torch.where(is_queried_N, queried_R[:, None], (n_R - queried_R)[:, None])
+    place_RN = torch.where(is_queried_N, (n_R - queried_R)[:, None] + nth_N, nth_N)
     return place_RN, nth_N < limit_RN, n_queried
