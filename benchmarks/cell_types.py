@@ -25,7 +25,7 @@ from sklearn.model_selection import LeaveOneGroupOut, StratifiedGroupKFold, Stra
 from sklearn.neighbors import KNeighborsClassifier
 
 import tahoe
-from tahoe.model.training.loop import evaluate
+from tahoe.model.training import evaluate
 
 # Column with the types, and the column by which cells are left out: None is donors where that can be.
 SETS = {

@@ -23,7 +23,7 @@ from measuring import SHAPES, machine, measured, peak, start_peak
 import tahoe
 from tahoe.model import TahoeModel, Vocabulary
 from tahoe.model.network.attention import choose_attention
-from tahoe.model.training.loop import new_network
+from tahoe.model.training import new_network
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -22,7 +22,7 @@ from scipy import sparse
 
 import tahoe
 from tahoe.model import ModelConfig, TahoeModel, Vocabulary
-from tahoe.model.training.loop import new_network
+from tahoe.model.training import new_network
 
 SIZES = (30_000, 300_000)
 

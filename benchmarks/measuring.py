@@ -23,7 +23,7 @@ from tahoe.model import ModelConfig, Network, TahoeModel, Tokens, Vocabulary
 from tahoe.model.cpu.linear import has_onednn, product
 from tahoe.model.cpu.threads import n_threads, parallel_for
 from tahoe.model.network.attention import choose_attention
-from tahoe.model.training.loop import new_network
+from tahoe.model.training import new_network
 
 if TYPE_CHECKING:
     from collections.abc import Callable

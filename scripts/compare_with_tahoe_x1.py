@@ -52,7 +52,7 @@ from tahoe.model.config import DrugEncoderConfig, ModelConfig  # noqa: E402
 from tahoe.model.files import DRUGS_FILE, WEIGHTS_FILE  # noqa: E402
 from tahoe.model.tokens.tokenizer import tokenize  # noqa: E402
 from tahoe.model.tokens.vocabulary import Vocabulary  # noqa: E402
-from tahoe.model.training.loop import new_network  # noqa: E402
+from tahoe.model.training import new_network  # noqa: E402
 
 if TYPE_CHECKING:
     from tahoe.model.network.network import Batch

@@ -24,7 +24,7 @@ from tahoe.model import ModelConfig, TahoeModel, Vocabulary
 from tahoe.model.checkpoint.config_files import contents_of, read_config
 from tahoe.model.checkpoint.weights import our_name, read_checkpoint, write_checkpoint
 from tahoe.model.files import COLLATOR_FILE, MODEL_FILE, VOCABULARY_FILE, WEIGHTS_FILE
-from tahoe.model.training.loop import new_network
+from tahoe.model.training import new_network
 
 if TYPE_CHECKING:
     import random

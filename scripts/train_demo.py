@@ -27,7 +27,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tahoe.model import ModelConfig, Network
-from tahoe.model.training.loop import TrainingPlan, _optimizer, new_network
+from tahoe.model.training import TrainingPlan, make_optimizer, new_network
 from tahoe.model.training.two_views import Contrast, two_view_losses
 
 # Of all files of the model together, weights in float16: what the package may grow by.
@@ -94,7 +94,7 @@ class Run:
         self.network.train().requires_grad_(True)
         # a plan of ten thousand parts, whatever the number of steps
         self.plan = TrainingPlan(10_000, settings.learning_rate, warm_up=0.04)
-        self.optimizer = _optimizer(self.network, self.plan)
+        self.optimizer = make_optimizer(self.network, self.plan)
         self.step, self.seconds, self.best = 0, 0.0, float("-inf")
 
     def take_step(self, done: float) -> torch.Tensor:

@@ -20,7 +20,7 @@ import tahoe
 from tahoe.cli.demo import score_table
 from tahoe.model.checkpoint.weights import write_checkpoint
 from tahoe.model.files import file_sha256
-from tahoe.model.training.loop import evaluate
+from tahoe.model.training import evaluate
 
 if TYPE_CHECKING:
     from tahoe.model import TahoeModel

@@ -45,7 +45,7 @@ def wide(tmp_path_factory):
     """Folder of a network that is wide enough for the compiled attention."""
     from dataclasses import replace
 
-    from tahoe.model.training.loop import new_network
+    from tahoe.model.training import new_network
 
     demo = tahoe.load_model("demo", device="cpu", dtype="float32")
     config = replace(demo.config, d_model=NARROW, n_heads=4, n_layers=2)

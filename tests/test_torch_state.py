@@ -13,7 +13,7 @@ import torch
 
 import tahoe
 from tahoe.model.cpu.linear import NARROW, has_int8
-from tahoe.model.training.loop import TrainingPlan, new_network, train
+from tahoe.model.training import TrainingPlan, new_network, train
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from measuring import SHAPES, draw_lengths, draw_model, draw_tokens, machine, me
 
 from tahoe.model import Network, TahoeModel, Tokens, load_model, tokenize
 from tahoe.model.network.attention import ATTENTION, Spans
-from tahoe.model.training.loop import TrainingPlan, mask_tokens, masked_batch, masked_losses, new_network, train
+from tahoe.model.training import TrainingPlan, mask_tokens, masked_batch, masked_losses, new_network, train
 from tahoe.settings import settings
 
 REFERENCE = Path(__file__).parents[2] / "tests" / "reference"

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import tahoe
-from tahoe.model.training.loop import TrainingPlan, evaluate, train
+from tahoe.model.training import TrainingPlan, evaluate, train
 
 
 class NoFloat64(TorchDispatchMode):

@@ -73,7 +73,7 @@ thread.join()
 """
 
 OTHER_VERBS_IN_A_FORK = """
-from tahoe.model.training.loop import TrainingPlan, train
+from tahoe.model.training import TrainingPlan, train
 
 def work(_):
     adata, model = cells(), tahoe.load_model("demo").copy("mine")

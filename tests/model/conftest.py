@@ -22,15 +22,15 @@ import json, os, sys
 from pathlib import Path
 from tahoe.errors import TahoeError
 from tahoe.model.hub import download as hub
-from tahoe.model.hub.digests import Known
 
 call = json.loads(sys.argv[1])
-known = {name: Known(*facts) for name, facts in call["known"].items()}
-hub.RELEASES["70m"] = hub.Release(call["repository"], "70m-model", call["pinned"], "", known)
+hub.RELEASES["70m"] = hub.Release(call["repository"], "70m-model", call["pinned"], "", call["sha256"])
 cache_dir = Path(call["cache_dir"]) if call["cache_dir"] else None
 try:
     found = hub.download("70m", revision=call["revision"], cache_dir=cache_dir)
-    told = {"folder": str(found.folder), "commit": found.commit, "sha256": found.sha256}
+    if call["verify"]:
+        hub.verify("70m", found, cache_dir=cache_dir)
+    told = {"folder": str(found.folder), "commit": found.commit, "weights_sha256": found.weights_sha256}
 except TahoeError as error:
     told = {"error": str(error)}
 assert "torch" not in sys.modules
@@ -266,12 +266,13 @@ class Client:
             "TAHOE_PROGRESS": "0",
         }
 
-    def start(self, *, revision=None, pinned=None, known=(), cache_dir=None, **environment):
+    def start(self, *, revision=None, pinned=None, sha256=(), verify=False, cache_dir=None, **environment):
         call = {
             "repository": REPOSITORY,
             "revision": revision,
             "pinned": pinned or self.hub.main,
-            "known": dict(known),
+            "sha256": dict(sha256),
+            "verify": verify,
             "cache_dir": cache_dir and str(cache_dir),
         }
         return subprocess.Popen(

@@ -7,7 +7,7 @@ import pytest
 
 import tahoe
 from tahoe._genes.mapping import resolve
-from tahoe.model.training.loop import evaluate
+from tahoe.model.training import evaluate
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from scipy import sparse
 import tahoe
 from tahoe.errors import DeviceError, GeneError, InputError, ModelError, TahoeWarning
 from tahoe.model import ModelConfig, TahoeModel, Vocabulary
-from tahoe.model.training.loop import new_network
+from tahoe.model.training import new_network
 
 # Real counts of about 2,200 genes a cell, and a network that knows all of these genes.
 CLOSE = 2e-6

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import sys
 from dataclasses import dataclass, field, fields, replace
 from threading import Lock
@@ -65,7 +64,6 @@ class ModelReference:
             raise ModelError(message)
         with _loading:
             if self not in _loaded:
-                _keep_freed_memory()
                 loaded = load_model(self.model, revision=self.revision, **self.where())
                 if loaded.fingerprint() != self.fingerprint:
                     message = (
@@ -88,19 +86,6 @@ class ModelReference:
         model = self.load()
         dtype = str(model.dtype).removeprefix("torch.")
         return replace(self, device=str(model.device), dtype=dtype, attention=model.attention)
-
-
-def _keep_freed_memory() -> None:
-    """Let the C library keep freed memory for the next operation, as it does outside of a dask worker.
-
-    dask has workers give back whatever is free above 64 KiB, which is every tensor; the system then clears all pages
-    anew, again and again, and that took a quarter of the time of a small network.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        trim_threshold, mmap_threshold = -1, -3  # their numbers in malloc.h
-        mallopt(trim_threshold, 128 << 20)
-        mallopt(mmap_threshold, 32 << 20)
 
 
 def _plain(value: Any) -> str | None:

@@ -192,6 +192,8 @@ def _local_cluster(workers: int) -> Any:
             message = "--workers on GPUs needs dask-cuda, which gives each worker one: pip install dask-cuda"
             raise InputError(message) from error
         return LocalCUDACluster(n_workers=workers)
-    environment = "distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS"
-    with dask.config.set({environment: max(1, n_cores() // workers)}):
+    # dask has workers give freed memory back at once; for the next tensor it is then asked for, and cleared, anew
+    environment = {"MALLOC_TRIM_THRESHOLD_": 128 << 20, "MALLOC_MMAP_THRESHOLD_": 32 << 20}
+    environment["OMP_NUM_THREADS"] = max(1, n_cores() // workers)
+    with dask.config.set({f"distributed.nanny.pre-spawn-environ.{name}": n for name, n in environment.items()}):
         return LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)

@@ -76,7 +76,7 @@ def _model(name: str) -> str:
         "model": name if name in (*hub.RELEASES, hub.DEMO) else folder.resolve().name,
         "folder": folder,
         "revision": revision,
-        "sha256": _sha256(name, folder),
+        "sha256": _sha256(folder / WEIGHTS_FILE),
         "vocabulary sha256": vocabulary.sha256,
         "parameters": f"{network.n_parameters:,}",
         "layers × width": f"{config.n_layers} × {config.d_model}, {config.n_heads} heads",
@@ -88,13 +88,10 @@ def _model(name: str) -> str:
     return _aligned(lines)
 
 
-def _sha256(name: str, folder: Path) -> str:
+def _sha256(weights: Path) -> str:
     """Hash of the weights, unless it would take a pass over a large file."""
-    weights = folder / WEIGHTS_FILE
-    checked = hub.checked_sha256(name, folder, cache_dir=settings.cache_dir) if name in hub.RELEASES else ""
-    if checked or weights.stat().st_size < HASHED:
-        return checked or file_sha256(weights)
-    return f"of {weights.stat().st_size:,} bytes, not computed here: sha256sum {weights}"
+    size = weights.stat().st_size
+    return file_sha256(weights) if size < HASHED else f"of {size:,} bytes, not computed here: sha256sum {weights}"
 
 
 def _file(path: str) -> str:

@@ -175,15 +175,19 @@ def map_genes(source: str, gene_key: str | None, organism: str, duplicates: str,
 @commands.command()
 @click.argument("model", type=click.Choice(["70m", "1b", "3b"]))
 @click.option("--revision", help="Another commit or branch of the Hub than the one that this version is pinned to.")
-def download(model: str, revision: str | None) -> None:
-    """Fetch MODEL into the Hugging Face cache, check it, and print the folder: for machines without a connection.
+@click.option("--verify", is_flag=True, help="Compare all files with the checksums of the Hub.")
+def download(model: str, revision: str | None, verify: bool) -> None:
+    """Fetch MODEL into the Hugging Face cache, and print the folder: for machines without a connection.
 
     HF_HOME, HF_TOKEN and HF_ENDPOINT are honoured. Copy the folder elsewhere and pass its path as --model.
     """
     from tahoe.model.hub import download as hub
     from tahoe.settings import settings
 
-    click.echo(hub.download(model, revision=revision, cache_dir=settings.cache_dir).folder)
+    checkpoint = hub.download(model, revision=revision, cache_dir=settings.cache_dir)
+    if verify:
+        hub.verify(model, checkpoint, cache_dir=settings.cache_dir)
+    click.echo(checkpoint.folder)
 
 
 @commands.command()

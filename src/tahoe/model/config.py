@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ACTIVATIONS = ("relu", "gelu", "leaky_relu", "sigmoid", "silu", "tanh")
 # Bins of a value, zero included. The quantile grades that the released models were trained with belong to this number.
@@ -58,6 +59,14 @@ class ModelConfig:
     mask_value: float = -1.0
     mask_probability: float = 0.5
     scaled_targets: bool = False
+
+    def targets_of(self, bins: Tensor) -> Tensor:
+        """What the decoders are to predict: bins, or bins 1…50 scaled to -1…1."""
+        return (bins - 1) / (N_BINS - 2) * 2 - 1 if self.scaled_targets else bins
+
+    def bins_of(self, targets: Tensor) -> Tensor:
+        """Predictions on the scale of bins."""
+        return 1 + (targets + 1) / 2 * (N_BINS - 2) if self.scaled_targets else targets
 
     @property
     def head_size(self) -> int:

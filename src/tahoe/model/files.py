@@ -20,7 +20,7 @@ VOCABULARY_FILE = "vocab.json"
 DRUGS_FILE = "drug_to_id_pad.json"
 FILES = (WEIGHTS_FILE, MODEL_FILE, COLLATOR_FILE, VOCABULARY_FILE)
 # How far below a folder checkpoints are looked for: a cache of the Hub has them under models--…/snapshots/<commit>.
-DEEP, FOLDERS = 4, 500
+MAX_DEPTH, MAX_FOLDERS = 4, 500
 
 
 def file_sha256(path: Path) -> str:
@@ -40,19 +40,19 @@ def check_folder(folder: Path) -> None:
     try:
         missing = [name for name in FILES if not (folder / name).is_file()]
         if missing:
-            message = f"{folder} has no {' and no '.join(missing)}{_instead(folder, missing)}"
+            message = f"{folder} has no {' and no '.join(missing)}{_describe_contents(folder, missing)}"
             raise ModelError(message)
         for name in FILES:
             with (folder / name).open("rb") as file:
-                told = stand_in(file.read(HEAD), str(folder / name))
-            if told:
-                raise ModelError(told)
+                description = stand_in(file.read(HEAD), str(folder / name))
+            if description:
+                raise ModelError(description)
     except OSError as error:
         message = f"the checkpoint in {folder} cannot be read: {error.strerror or first_line(error)}"
         raise ModelError(message) from error
 
 
-def _instead(folder: Path, missing: list[str]) -> str:
+def _describe_contents(folder: Path, missing: list[str]) -> str:
     """What is there instead of the missing files."""
     below = list(checkpoints_below(folder))
     if below:
@@ -71,8 +71,8 @@ def _instead(folder: Path, missing: list[str]) -> str:
 def checkpoints_below(folder: Path) -> Iterator[Path]:
     """Folders below one that hold weights, the nearest first; a whole disk is not searched."""
     level, seen = [folder], 0
-    for _ in range(DEEP):
-        level = [each for place in level for each in _folders(place)][: FOLDERS - seen]
+    for _ in range(MAX_DEPTH):
+        level = [each for place in level for each in _folders(place)][: MAX_FOLDERS - seen]
         seen += len(level)
         yield from (each for each in level if (each / WEIGHTS_FILE).is_file())
 

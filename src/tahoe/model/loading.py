@@ -67,7 +67,7 @@ def load_model(
     tahoe.errors.ModelError
         If the name is unknown, or the files are missing, damaged or ask for what is not implemented.
     tahoe.errors.DeviceError
-        If this machine lacks the device, precision or attention that was asked for.
+        If this machine lacks the requested device, precision or attention.
 
     Examples
     --------
@@ -77,13 +77,13 @@ def load_model(
     """
     if isinstance(model, TahoeModel):
         _refuse_revision(revision, "a loaded model")
-        return _moved(model, device, dtype, attention)
+        return _check_settings(model, device, dtype, attention)
     where = choose_device(device or settings.device)
-    name, folder, commit, sha256 = _located(model, revision)
+    name, folder, commit, sha256 = _locate(model, revision)
     # ordinary tensors, which can be trained, whatever mode or default device the caller is in
     with torch.inference_mode(False), torch.device("cpu"):
         network, vocabulary, drugs = read_checkpoint(folder)
-        # now, since the file may be another one by the time that somebody asks
+        # now, since the file may be replaced later
         sha256 = sha256 or file_sha256(folder / WEIGHTS_FILE)
         precision = choose_dtype(dtype or settings.dtype, where, network.config.precision)
         kernel = choose_attention(attention, where, precision, network.config.d_model)
@@ -94,7 +94,7 @@ def load_model(
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
-    """The device that was asked for, if it is there; `None` picks CUDA, then MPS, then the CPU."""
+    """The requested device, if it is there; `None` picks CUDA, then MPS, then the CPU."""
     if device is None or str(device).startswith("cuda"):
         _refuse_forked_cuda()
     if device is None:
@@ -130,7 +130,7 @@ def _refuse_forked_cuda() -> None:
 
 
 def choose_dtype(dtype: str | torch.dtype | None, device: torch.device, precision: str) -> torch.dtype:
-    """The precision that was asked for, if the device has it; `None` is the checkpoint's own where it is computed."""
+    """The requested precision, if the device has it; `None` is the checkpoint's own where it is computed."""
     if dtype is None:
         return torch.bfloat16 if "bf16" in precision and _computes_bfloat16(device) else torch.float32
     chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
@@ -153,8 +153,8 @@ def _computes_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and has_bfloat16()
 
 
-def _located(model: str | os.PathLike[str], revision: str | None) -> tuple[str, Path, str | None, str]:
-    """Name, folder and commit of a model, and the hash of its weights if the download told it."""
+def _locate(model: str | os.PathLike[str], revision: str | None) -> tuple[str, Path, str | None, str]:
+    """Name, folder and commit of a model, and the hash of its weights if the download computed it."""
     try:
         folder = Path(model)
     except TypeError as error:
@@ -165,7 +165,7 @@ def _located(model: str | os.PathLike[str], revision: str | None) -> tuple[str, 
         return model, hub.demo_folder(), None, ""
     if isinstance(model, str) and model in hub.RELEASES:
         found = hub.download(model, revision=revision, cache_dir=settings.cache_dir)
-        return model, found.folder, found.commit, found.sha256[WEIGHTS_FILE]
+        return model, found.folder, found.commit, found.weights_sha256
     try:
         if not folder.is_dir():
             hub.check_name(str(model))
@@ -176,11 +176,11 @@ def _located(model: str | os.PathLike[str], revision: str | None) -> tuple[str, 
     return folder.resolve().name, folder, None, ""
 
 
-def _same(asked: object, present: object) -> bool:
-    """Whether two settings are one: a device without a number is the first of its kind."""
-    if isinstance(asked, torch.device) and isinstance(present, torch.device):
-        return (asked.type, asked.index or 0) == (present.type, present.index or 0)
-    return asked == present
+def _equal(requested: object, present: object) -> bool:
+    """Whether two settings are the same: a device without a number is the first of its kind."""
+    if isinstance(requested, torch.device) and isinstance(present, torch.device):
+        return (requested.type, requested.index or 0) == (present.type, present.index or 0)
+    return requested == present
 
 
 def _refuse_revision(revision: str | None, what: str) -> None:
@@ -189,22 +189,23 @@ def _refuse_revision(revision: str | None, what: str) -> None:
         raise ModelError(message)
 
 
-def _moved(
+def _check_settings(
     model: TahoeModel,
     device: str | torch.device | None,
     dtype: str | torch.dtype | None,
     attention: str | None,
 ) -> TahoeModel:
-    """Refuse to change a loaded model behind the back of whoever else holds it."""
+    """Refuse settings that differ from those of a loaded model, which others may hold: it is not changed."""
     wanted = {
         "device": (None if device is None else choose_device(device), model.device),
         "dtype": (None if dtype is None else choose_dtype(dtype, model.device, ""), model.dtype),
         "attention": (None if attention in (None, "auto") else attention, model.attention),
     }
-    for argument, (asked, present) in wanted.items():
-        if asked is not None and not _same(asked, present):
+    for argument, (requested, present) in wanted.items():
+        if requested is not None and not _equal(requested, present):
             message = (
-                f"{argument}={str(asked)!r}, but the model was loaded with {argument} {str(present)!r}; load it again"
+                f"{argument}={str(requested)!r}, but the model was loaded with {argument} {str(present)!r};"
+                " load it again"
             )
             raise DeviceError(message)
     return model

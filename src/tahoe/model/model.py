@@ -1,8 +1,7 @@
-"""A loaded checkpoint, and what it says of tokens."""
+"""A loaded checkpoint, and what it computes of tokens."""
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -14,19 +13,18 @@ import torch
 
 from tahoe.errors import InputError
 from tahoe.model.checkpoint.weights import hash_weights, write_checkpoint
-from tahoe.model.config import N_BINS
 from tahoe.model.cpu.threads import parallel_for
 from tahoe.model.cuda.transfers import to_device
 from tahoe.model.files import WEIGHTS_FILE, file_sha256
 from tahoe.model.hub import download as hub
 from tahoe.model.hub.upload import push
 from tahoe.model.network.attention import Spans, choose_attention
-from tahoe.model.network.network import Batch
+from tahoe.model.network.network import Batch, inference
 from tahoe.model.tokens.tokenizer import Tokens, tokenize
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from scipy import sparse
 
@@ -105,14 +103,14 @@ class TahoeModel:
         block
             The rows: a CSR matrix or array of counts, or of what `tahoe.tl.embed` would take for them.
         column_tokens
-            Token id of each column, as `Vocabulary.tokens_of` gives it; -1 for a column to be left out. Columns with
-            the same one are added up.
+            Token id of each column, as `Vocabulary.tokens_of` gives it; -1 for a column to be ignored. Columns with the
+            same one are added up.
         max_length
-            Most tokens of a cell; `None` is no limit, other than in `tahoe.tl.embed`.
+            Maximum number of tokens per cell; `None` is no limit, other than in `tahoe.tl.embed`.
         seed
-            Of the choice of genes in cells with more.
+            Random seed for the choice of genes in cells with more.
         drugs
-            Drug of each row, for checkpoints with a drug encoder; `None` leaves the drug token away.
+            Drug of each row, for checkpoints with a drug encoder; `None` omits the drug token.
 
         Raises
         ------
@@ -162,11 +160,11 @@ class TahoeModel:
         return self._compute(lambda batch: self.network.embed_cells(batch, self.attention), tokens, rows)
 
     def embed_tokens(self, tokens: Tokens) -> torch.Tensor:
-        """Outputs of all tokens, (tokens, d_model) float32: each cell's own, then those of its genes."""
+        """Outputs of all tokens, (tokens, d_model) float32: CLS, then the genes, of each cell in turn."""
         return self._compute(lambda batch: self.network(batch, self.attention), tokens, tokens.bounds)
 
     def predict(self, tokens: Tokens, decoder: str = "expression", masked: np.ndarray | None = None) -> torch.Tensor:
-        """Value of each token as a decoder (``"expression"`` or ``"mvc"``) tells it, (tokens,) float32.
+        """Value of each token as a decoder (``"expression"`` or ``"mvc"``) predicts it, (tokens,) float32.
 
         On the scale of the tokens' values: bins, unless the checkpoint has none. The values of `masked` tokens are
         hidden from the network.
@@ -176,9 +174,7 @@ class TahoeModel:
         def decoded(batch: Batch) -> torch.Tensor:
             outputs = network(batch, self.attention)
             values = network.decode(outputs) if decoder == "expression" else network.decode_mvc(outputs, batch)
-            # scaled in training from bins 1…50 to -1…1
-            values = 1 + (values + 1) / 2 * (N_BINS - 2) if self.config.scaled_targets else values
-            return values[:, None]
+            return self.config.bins_of(values)[:, None]
 
         return self._compute(decoded, tokens, tokens.bounds, width=1, masked=masked)[:, 0]
 
@@ -197,7 +193,7 @@ class TahoeModel:
         height may round otherwise, so a neighbour could change the last bit of a cell.
         """
         if self.device.type != "cpu":
-            with _inference(self.device):
+            with inference(self.device):
                 return compute(self.batch(tokens, masked))
         shape = (int(rows[-1]), width or self.config.d_model)
         result = torch.empty(shape, dtype=torch.float32, device="cpu")
@@ -213,14 +209,14 @@ class TahoeModel:
 
     def observe(self, tokens: Tokens, layers: Sequence[int], observer: Observer) -> None:
         """Show the attention weights of some layers to ``observer(layer, cell, weights)``, one cell at a time."""
-        with _inference(self.device):
+        with inference(self.device):
             for cell in range(len(tokens)):
                 batch = self.batch(tokens.cells(cell, cell + 1))
-                self.network.observe(batch, _of_cell(cell, observer), layers, self.attention)
+                self.network.observe(batch, observer, layers, self.attention, first_cell=cell)
 
     def gene_inputs(self, tokens: np.ndarray) -> torch.Tensor:
-        """Vectors with which genes enter the network, (tokens, d_model) float32."""
-        with _inference(self.device):
+        """Input embeddings of genes, (tokens, d_model) float32."""
+        with inference(self.device):
             return self.network.gene_inputs(torch.from_numpy(tokens).to(self.device))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -297,15 +293,3 @@ class TahoeModel:
             f" {self.n_parameters:,} parameters, {len(self.vocabulary.genes):,} genes;"
             f" {str(self.dtype).removeprefix('torch.')} on {self.device}, {self.attention} attention)"
         )
-
-
-@contextmanager
-def _inference(device: torch.device) -> Iterator[None]:
-    """Compute in the model's own precision and without gradients, whatever the caller has set for its own work."""
-    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
-        yield
-
-
-def _of_cell(cell: int, observer: Observer) -> Observer:
-    """Give a cell that is alone in its batch its number."""
-    return lambda layer, _, weights_HNN: observer(layer, cell, weights_HNN)

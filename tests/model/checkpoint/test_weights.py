@@ -179,7 +179,11 @@ def test_whole_number_weights_are_refused(folder):
         ("model_config.yml", {"mvc": 3}, "mvc is 3; it must be keys and values"),
         ("collator_config.yml", {"num_bins": 11}, "num_bins is 11"),
         ("collator_config.yml", {"right_binning": True}, "right_binning is True"),
-        ("collator_config.yml", {"mlm_probability": [0.5, "half"]}, "mlm_probability is 'half'"),
+        (
+            "collator_config.yml",
+            {"mlm_probability": [0.5, "half"]},
+            r"mlm_probability is \[0.5, 'half'\]; it must be a number",
+        ),
         ("collator_config.yml", {"pad_value": -2.5}, "must be whole numbers"),
         ("collator_config.yml", {"log_transform": True}, "do_binning and log_transform are both true"),
     ],

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import tahoe
 from tahoe.errors import DeviceError, ModelError
 from tahoe.model.cpu.linear import Linear, computed_in, has_int8
-from tahoe.model.training.loop import TrainingPlan, evaluate, train
+from tahoe.model.training import TrainingPlan, evaluate, train
 
 pytestmark = pytest.mark.skipif(not has_int8(), reason="this CPU does not multiply in eight bits")
 

@@ -33,7 +33,7 @@ def test_download(client, loopback, reference):
     for name in FILES:
         content = (reference / "tiny-model" / name).read_bytes()
         assert (folder / name).read_bytes() == content
-        assert found["sha256"][name] == hashlib.sha256(content).hexdigest()
+    assert found["weights_sha256"] == hashlib.sha256(weights_of(loopback)).hexdigest()
     assert not any("payload" in path for path in loopback.paths())
     assert "%" not in found["stderr"], "progress bars are off"
     assert torch.equal(
@@ -56,70 +56,50 @@ def test_a_cut_connection_is_resumed(client, loopback):
     content = os.urandom(24 << 20)
     loopback.commit(loopback.commits[loopback.main] | {"70m-model/model.safetensors": content})
     loopback.cuts = 1
-    assert client.download()["sha256"]["model.safetensors"] == hashlib.sha256(content).hexdigest()
+    assert client.download()["weights_sha256"] == hashlib.sha256(content).hexdigest()
     ranges = [headers.get("range") for _, path, headers in loopback.requests if path.startswith("/large/")]
     assert ranges == [None, f"bytes={10 << 20}-"]
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "vocab.json"])
-def test_bytes_that_changed_on_their_way(client, loopback, name):
-    loopback.damaged = {f"70m-model/{name}"}
-    error = client.download()["error"]
-    assert f"{name} is not the file that it should be" in error
-    assert "call again" in error
-    assert not [path for path in Path(client.home).rglob(name) if path.exists()], "nothing is cached as good"
-    assert "error" in client.download(HF_HUB_OFFLINE="1")
-    loopback.damaged = set()
-    assert "error" not in client.download()
-
-
 def test_a_file_that_the_package_knows_better(client, loopback):
     """Someone put another file at the same commit, with a name that fits: what the package knows decides."""
-    size = len(weights_of(loopback))
-    wrong = {"model.safetensors": (size, "0" * 64)}
-    assert "not the file that it should be" in client.download(known=wrong)["error"]
-    right = {"model.safetensors": (size, hashlib.sha256(weights_of(loopback)).hexdigest()[:8])}
-    assert "error" not in client.download(known=right)
+    wrong = {"model.safetensors": "0" * 64}
+    for _ in range(2):  # nor is it taken from the cache later
+        error = client.download(sha256=wrong)["error"]
+        assert "model.safetensors is not the released file" in error
+        assert "call again" in error
+    assert cached_weights(client), "the cache belongs to others too"
+    right = {"model.safetensors": hashlib.sha256(weights_of(loopback)).hexdigest()[:8]}
+    assert "error" not in client.download(sha256=right)
+    assert "is not the released file" in client.download(sha256={"vocab.json": "0" * 64})["error"]
     # what is known belongs to the pinned commit
-    assert "error" not in client.download(known=wrong, pinned="0" * 40, revision=loopback.main)
+    assert "error" not in client.download(sha256=wrong, pinned="0" * 40, revision=loopback.main)
 
 
-def test_a_file_that_changed_in_the_cache(client, loopback):
-    client.download()
+@pytest.mark.parametrize("name", ["model.safetensors", "vocab.json"])
+def test_verify_names_bytes_that_changed_on_their_way(client, loopback, tmp_path, name):
+    """Two kinds of checksums: of weights the sha256, of small files that of git."""
+    loopback.damaged = {f"70m-model/{name}"}
+    error = client.download(verify=True, cache_dir=tmp_path / "cache")["error"]
+    assert f"70m-model/{name} is not the file on the Hub" in error
+    (path,) = (tmp_path / "cache").rglob(f"snapshots/*/70m-model/{name}")
+    assert f"delete {path.resolve()} and run" in error
+    loopback.damaged = set()
+    path.resolve().unlink()  # as the error says
+    assert "error" not in client.download(verify=True, cache_dir=tmp_path / "cache")
+
+
+def test_verify_names_a_file_that_changed_in_the_cache(client, loopback):
+    assert "error" not in client.download(verify=True)
     (weights,) = cached_weights(client)
     blob = weights.resolve()
-    stamp = blob.stat()
     blob.write_bytes(blob.read_bytes()[:-1] + b"!")
-    os.utime(blob, ns=(stamp.st_atime_ns, stamp.st_mtime_ns + 10**9))
-    error = client.download()["error"]
-    assert "not the file that it should be" in error
-    assert not blob.exists()
-    assert "error" not in client.download()
-
-
-def test_another_file_than_at_the_first_download(client, loopback):
-    """A cache without links, as on Windows, does not know what the Hub calls a file: the record of the first does."""
-    plain = {"HF_HUB_DISABLE_SYMLINKS": "1"}
-    assert "error" not in client.download(**plain)
-    (weights,) = cached_weights(client)
-    assert not weights.is_symlink()
-    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
-    error = client.download(**plain)["error"]
-    assert "at the first download" in error
-    assert not weights.exists()
-
-
-def test_digests_are_remembered_not_computed_again(client, loopback):
-    """Weights of 10 GB are hashed once; a file with the same size and time is the same."""
-    found = client.download()
-    (weights,) = cached_weights(client)
-    blob, stamp = weights.resolve(), weights.stat()
-    blob.write_bytes(blob.read_bytes()[:-1] + b"!")
-    os.utime(blob, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    assert client.download()["sha256"] == found["sha256"]
-    (record,) = Path(client.home, "assets", "tahoe").rglob("70m-model.json")
-    record.write_text("{broken")
-    assert "not the file that it should be" in client.download()["error"]
+    error = client.download(verify=True)["error"]
+    assert f"sha256 is {hashlib.sha256(blob.read_bytes()).hexdigest()}, not {blob.name}" in error
+    assert "vocab.json" not in error
+    assert "cannot be fetched" in client.download(verify=True, HF_HUB_OFFLINE="1")["error"]
+    blob.unlink()
+    assert "error" not in client.download(verify=True)
 
 
 def test_revisions(client, loopback):
@@ -133,7 +113,7 @@ def test_revisions(client, loopback):
     )
     error = client.download(revision="f" * 40)["error"]
     assert "there is no such revision" in error
-    assert "leave revision= away" in error
+    assert "omit revision=" in error
     third = loopback.commit({"README.md": b"moved"})
     assert "70m-model has no model.safetensors" in client.download(revision=third)["error"]
 
@@ -176,7 +156,6 @@ def test_half_a_download_is_not_taken_for_a_whole_one(client, loopback):
 def test_cache_dir(client, tmp_path):
     found = client.download(cache_dir=tmp_path / "weights")
     assert Path(found["folder"]).is_relative_to(tmp_path / "weights")
-    assert list((tmp_path / "weights" / "tahoe").rglob("70m-model.json"))
 
 
 def test_two_processes_at_once(client, loopback):
@@ -185,11 +164,8 @@ def test_two_processes_at_once(client, loopback):
     with ThreadPoolExecutor() as pool:
         first, second = pool.map(lambda _: client.download(), range(2))
     assert first["folder"] == second["folder"]
-    assert first["sha256"] == second["sha256"]
-    assert (
-        hashlib.sha256((Path(first["folder"]) / "model.safetensors").read_bytes()).hexdigest()
-        == first["sha256"]["model.safetensors"]
-    )
+    digest = hashlib.sha256((Path(first["folder"]) / "model.safetensors").read_bytes()).hexdigest()
+    assert first["weights_sha256"] == second["weights_sha256"] == digest
 
 
 @pytest.fixture
@@ -223,7 +199,7 @@ def test_a_loaded_model_tells_the_commit_and_the_hash(loopback, client, tmp_path
     """From a warm cache, without a connection: what goes into the provenance."""
     client.download(revision="main", cache_dir=tmp_path / "cache")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setitem(hub.RELEASES, "70m", replace(hub.RELEASES["70m"], repository="somebody/cells", known={}))
+    monkeypatch.setitem(hub.RELEASES, "70m", replace(hub.RELEASES["70m"], repository="somebody/cells", sha256={}))
     with tahoe.settings.override(cache_dir=tmp_path / "cache"):
         model = tahoe.load_model("70m", revision="main", device="cpu")
     assert model.name == "70m"
@@ -247,4 +223,5 @@ def test_releases_are_pinned(name):
     release = hub.RELEASES[name]
     assert len(release.revision) == 40
     assert release.folder == f"{name}-model"
-    assert all(len(known.sha256) >= 8 and known.size > 10**6 for known in release.known.values())
+    assert "vocab.json" in release.sha256
+    assert all(len(digest) >= 8 for digest in release.sha256.values())

@@ -15,7 +15,7 @@ from tahoe.model.cpu.softmax import exponentials
 from tahoe.model.network.attention import ATTENTION, Spans, choose_attention, weights
 from tahoe.model.network.encoders import ACTIVATIONS
 from tahoe.model.network.network import Network
-from tahoe.model.training.loop import new_network
+from tahoe.model.training import new_network
 
 CPU = torch.device("cpu")
 CONFIG = ModelConfig(

@@ -8,7 +8,7 @@ import torch
 from scipy import sparse
 
 from tahoe.model.tokens.edits import hide_share, with_queries, without
-from tahoe.model.training.loop import masked_batch
+from tahoe.model.training import masked_batch
 
 
 @pytest.fixture

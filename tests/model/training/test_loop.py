@@ -10,7 +10,7 @@ from tahoe.errors import InputError, ModelError, TahoeWarning
 from tahoe.model import ModelConfig, Tokens, Vocabulary, tokenize
 from tahoe.model.config import DrugEncoderConfig
 from tahoe.model.network.network import Network
-from tahoe.model.training.loop import (
+from tahoe.model.training import (
     TrainingPlan,
     evaluate,
     mask_tokens,
@@ -149,6 +149,7 @@ def test_scaled_targets():
     masked = tokens.values > 0
     _, targets = masked_batch(tokens, masked, config, torch.device("cpu"))
     torch.testing.assert_close(targets, torch.from_numpy((tokens.values[masked] - 1) / 49 * 2 - 1))
+    torch.testing.assert_close(config.bins_of(targets), torch.from_numpy(tokens.values[masked]))
 
 
 def test_learns_what_can_be_learned():
@@ -173,7 +174,7 @@ def test_the_same_seed_gives_the_same_weights():
 def test_a_resumed_run_is_an_undisturbed_one(tmp_path):
     plan = TrainingPlan(steps=12, save_every=5)
     whole = train(new_network(CONFIG), draw, plan, progress=False)
-    state = tmp_path / "state.safetensors"
+    state = tmp_path / "state.pt"
 
     class Stop(Exception):
         pass
@@ -191,15 +192,38 @@ def test_a_resumed_run_is_an_undisturbed_one(tmp_path):
     assert steps == list(range(5, 12))
     for ours, theirs in zip(resumed.parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-    assert [path.name for path in tmp_path.iterdir()] == ["state.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
 
 
 def test_the_state_of_another_network_is_refused(tmp_path):
-    state = tmp_path / "state.safetensors"
+    state = tmp_path / "state.pt"
     train(new_network(CONFIG), draw, TrainingPlan(steps=1), state_file=state, progress=False)
     other = Network(dataclasses.replace(CONFIG, d_model=16))
     with pytest.raises(ModelError, match="state of another network"):
         train(other, draw, TrainingPlan(steps=2), state_file=state, progress=False)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"\x80\x04N."], ids=["empty", "cut", "a pickle of None"])
+def test_what_is_no_state_is_refused(tmp_path, content):
+    state = tmp_path / "state.pt"
+    state.write_bytes(content)
+    with pytest.raises(ModelError, match=r"state\.pt is not the state of a training run .*; remove it to start anew"):
+        train(new_network(CONFIG), draw, TrainingPlan(steps=2), state_file=state, progress=False)
+    assert state.read_bytes() == content
+
+
+def test_the_share_of_masked_genes_is_that_of_the_configuration():
+    """Of 30 genes 4% is one, which is masked; 3% is none, and an error."""
+    for share, masked in ((0.04, 1), (0.03, 0)):
+        network = new_network(dataclasses.replace(CONFIG, mask_probability=share))
+        if masked:
+            train(network, draw, TrainingPlan(steps=1), progress=False)
+            evaluate(network, draw(np.random.default_rng(0)))
+            continue
+        with pytest.raises(InputError, match=r"a share of 0\.03"):
+            train(network, draw, TrainingPlan(steps=1), progress=False)
+        with pytest.raises(InputError, match=r"a share of 0\.03"):
+            evaluate(network, draw(np.random.default_rng(0)))
 
 
 def test_learning_rate_rises_and_falls():

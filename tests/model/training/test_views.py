@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tahoe.model import ModelConfig, Tokens, Vocabulary, tokenize
-from tahoe.model.training.loop import masked_batch, new_network
-from tahoe.model.training.loop import masked_losses as packed_losses
+from tahoe.model.training import masked_batch, new_network
+from tahoe.model.training import masked_losses as packed_losses
 from tahoe.model.training.two_views import Contrast, centred, contrastive_loss, masked_losses, outputs, two_view_losses
 from tahoe.model.training.views import CellCounts, draw_views
 

@@ -2,16 +2,107 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import reprlib
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import yaml
 
 from tahoe.errors import ModelError
-from tahoe.model.checkpoint.yaml_section import Section, read_yaml
+from tahoe.model.causes import first_line
 from tahoe.model.config import ACTIVATIONS, N_BINS, DrugEncoderConfig, ModelConfig
 from tahoe.model.files import COLLATOR_FILE, MODEL_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
+
+# Far larger than any file, or number, of this family: a file that is something else must not take all memory.
+LARGEST_FILE, LARGEST_NUMBER = 1 << 18, 1 << 24
+
+
+class Section:
+    """A mapping of a YAML file: values are read by kind, and errors name file, key, value and what is allowed."""
+
+    def __init__(self, content: Any, place: str) -> None:
+        if not isinstance(content, dict):
+            message = f"{place} is {reprlib.repr(content)}; it must be keys and values"
+            raise ModelError(message)
+        self.content, self.place = content, place
+
+    def section(self, key: str) -> Section:
+        """Read a mapping inside this one; empty where there is none."""
+        content = self.content.get(key)
+        return Section({} if content is None else content, f"{self.place}: {key}")
+
+    def integer(self, key: str, default: int | None = None, *, most: int = LARGEST_NUMBER) -> int:
+        """Read a whole number; without a default it must be there, and at least 1."""
+        value, least = self._get(key, default), 1 if default is None else 0
+        if type(value) is not int or not least <= value <= most:
+            self._refuse(key, f"it must be a whole number between {least} and {most:,}")
+        return value
+
+    def number(self, key: str, default: float, *, least: float, most: float) -> float:
+        """Read a number within limits; of several, among which training chose, their mean."""
+        value = self._get(key, default)
+        values = value if isinstance(value, list) and value else [value]
+        try:
+            # PyYAML reads 1e-05 (no point) as text
+            numbers = [float(each) for each in values]
+        except (TypeError, ValueError, OverflowError):
+            numbers = [float("nan")]
+        if bool in map(type, values) or not all(least <= number <= most for number in numbers):
+            self._refuse(key, f"it must be a number between {least:g} and {most:g}")
+        return sum(numbers) / len(numbers)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """Read true or false."""
+        value = self._get(key, default)
+        if not isinstance(value, bool):
+            self._refuse(key, "it must be true or false")
+        return value
+
+    def text(self, key: str, default: str) -> str:
+        """Read a word or a number as text."""
+        value = self._get(key, default)
+        if not isinstance(value, str | int | float):
+            self._refuse(key, "it must be a word")
+        return str(value)
+
+    def choice(self, key: str, choices: tuple[str, ...], default: str) -> str:
+        """Read one of some words."""
+        value = self._get(key, default)
+        if value not in choices:
+            self._refuse(key, f"it must be one of {', '.join(choices)}")
+        return value
+
+    def require(self, key: str, *allowed: Any) -> None:
+        """Refuse any value but those that are implemented; a missing key passes."""
+        value = self.content.get(key)
+        if value is not None and (value.lower() if isinstance(value, str) else value) not in allowed:
+            self._refuse(key, f"this package computes only {', '.join(map(repr, allowed))}")
+
+    def _get(self, key: str, default: Any) -> Any:
+        value = self.content.get(key)
+        if value is None and default is None:
+            message = f"{self.place}: {key} is missing"
+            raise ModelError(message)
+        return default if value is None else value
+
+    def _refuse(self, key: str, allowed: str) -> NoReturn:
+        message = f"{self.place}: {key} is {reprlib.repr(self.content[key])}; {allowed}"
+        raise ModelError(message)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a file of keys and values, with a loader that makes plain values only."""
+    size = path.stat().st_size
+    if size > LARGEST_FILE:
+        message = f"{path.name} in {path.parent} has {size:,} bytes; a configuration has at most {LARGEST_FILE:,}"
+        raise ModelError(message)
+    try:
+        return Section(yaml.safe_load(path.read_bytes()), f"{path.name} in {path.parent}").content
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        message = f"{path.name} in {path.parent} is not readable YAML: {first_line(error)}"
+        raise ModelError(message) from error
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -19,7 +110,7 @@ def read_config(folder: Path) -> ModelConfig:
     return config_of(read_yaml(folder / MODEL_FILE), read_yaml(folder / COLLATOR_FILE))
 
 
-def config_of(model: Mapping[str, Any], collator: Mapping[str, Any]) -> ModelConfig:
+def config_of(model: dict[str, Any], collator: dict[str, Any]) -> ModelConfig:
     """Build from the two files' contents; refuse, by name, what would be computed differently here.
 
     Raises
@@ -38,7 +129,7 @@ def config_of(model: Mapping[str, Any], collator: Mapping[str, Any]) -> ModelCon
     uses_drug = cells.flag("use_chem_token", False)
     config = ModelConfig(
         d_model=net.integer("d_model", most=1 << 16),
-        n_layers=net.integer("n_layers", most=1 << 12),
+        n_layers=net.integer("n_layers"),
         n_heads=net.integer("n_heads"),
         vocab_size=net.integer("vocab_size"),
         expansion_ratio=net.integer("expansion_ratio", most=1 << 8),
@@ -50,9 +141,9 @@ def config_of(model: Mapping[str, Any], collator: Mapping[str, Any]) -> ModelCon
         value_norm=value.flag("use_norm", False),
         value_activation=value.choice("activation", ACTIVATIONS, "relu"),
         max_value=value.number("max_value", 512.0, least=0, most=1e9),
-        decoder_layers=decoder.integer("n_layers", 2, most=1 << 12),
+        decoder_layers=decoder.integer("n_layers", 2),
         decoder_activation=decoder.choice("activation", ACTIVATIONS, "leaky_relu"),
-        mvc_decoder=bool(mvc),
+        mvc_decoder=bool(mvc.content),
         mvc_activation=mvc.choice("query_activation", ACTIVATIONS, "sigmoid"),
         mvc_scaled=mvc.flag("scaled_dot_product", False),
         drug_encoder=_drug_encoder(drug) if uses_drug else None,
@@ -65,7 +156,7 @@ def config_of(model: Mapping[str, Any], collator: Mapping[str, Any]) -> ModelCon
         # with bins these two have rows in a table, from the lower of them on
         pad_value=cells.number("pad_value", -2.0, least=-1000, most=N_BINS - 1),
         mask_value=cells.number("mask_value", -1.0, least=-1000, most=N_BINS - 1),
-        mask_probability=cells.average("mlm_probability", 0.5, least=0, most=1),
+        mask_probability=cells.number("mlm_probability", 0.5, least=0, most=1),
         scaled_targets=net.flag("standard_scale_outputs", False),
     )
     _refuse_what_is_not_implemented(config, net, cells)
@@ -158,18 +249,18 @@ def contents_of(config: ModelConfig) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _refuse_what_is_not_implemented(config: ModelConfig, net: Section, cells: Section) -> None:
-    """Refuse, by name, values that would make another computation of it than the one that is written here."""
+    """Refuse, by name, values that ask for another computation than the one that is written here."""
     attention, drug = net.section("attn_config"), net.section("chemical_encoder")
-    net.refuse("cell_emb_style", allowed=("cls",))
-    net.section("norm_config").refuse("norm_type", allowed=("layernorm", "low_precision_layernorm"))
-    attention.refuse("attn_type", allowed=("grouped_query_attention", "multihead_attention"))
-    attention.refuse("kv_n_heads", allowed=(config.n_heads,))
-    net.section("gene_encoder").refuse("embeddings", allowed=({},))
-    net.section("expression_encoder").refuse("input_emb_style", allowed=("continuous",))
-    net.section("expression_decoder").refuse("n_outputs", allowed=(1,))
-    net.section("mvc").refuse("arch_style", allowed=("inner product",))
-    cells.refuse("right_binning", allowed=(False,))
-    cells.refuse("num_bins", allowed=(N_BINS,))
+    net.require("cell_emb_style", "cls")
+    net.section("norm_config").require("norm_type", "layernorm", "low_precision_layernorm")
+    attention.require("attn_type", "grouped_query_attention", "multihead_attention")
+    attention.require("kv_n_heads", config.n_heads)
+    net.section("gene_encoder").require("embeddings", {})
+    net.section("expression_encoder").require("input_emb_style", "continuous")
+    net.section("expression_decoder").require("n_outputs", 1)
+    net.section("mvc").require("arch_style", "inner product")
+    cells.require("right_binning", False)
+    cells.require("num_bins", N_BINS)
     if config.binning and (config.pad_value % 1 or config.mask_value % 1):
         message = f"{COLLATOR_FILE}: with do_binning, pad_value and mask_value must be whole numbers"
         raise ModelError(message)
@@ -180,10 +271,10 @@ def _refuse_what_is_not_implemented(config: ModelConfig, net: Section, cells: Se
         message = f"{MODEL_FILE}: d_model {config.d_model} is not a multiple of n_heads {config.n_heads}"
         raise ModelError(message)
     uses_drug = cells.flag("use_chem_token", False)
-    if uses_drug != bool(drug):
+    if uses_drug != bool(drug.content):
         message = (
             f"{COLLATOR_FILE} has use_chem_token {uses_drug}, but {MODEL_FILE} has"
-            f" {'a' if drug else 'no'} chemical_encoder; the two must agree"
+            f" {'a' if drug.content else 'no'} chemical_encoder; the two must agree"
         )
         raise ModelError(message)
 

@@ -130,18 +130,18 @@ def hash_weights(network: Network) -> str:
 
 def released_name(key: str) -> str:
     """Name in the released files of one of our weights."""
-    return _translated(key, RELEASED)
+    return _translate(key, RELEASED)
 
 
 def our_name(key: str) -> str:
     """Name in `Network` of a weight of the released files, which may go without the prefix."""
     bare = key.removeprefix(PREFIX)
-    ours = _translated(bare, KEYS)
+    ours = _translate(bare, KEYS)
     # An unknown name keeps the prefix, which none of ours has, and so is reported as unexpected.
     return PREFIX + bare if ours == bare else ours
 
 
-def _translated(key: str, names: dict[str, str]) -> str:
+def _translate(key: str, names: dict[str, str]) -> str:
     """Translate a key; one that no table knows comes back as it is, to be named in the error."""
     module, _, kind = key.rpartition(".")
     number = re.search(r"(?<=\.)\d+(?=\.|$)", module)
@@ -190,10 +190,10 @@ def _with_drug_table(config: ModelConfig, state: dict[str, Tensor]) -> ModelConf
     if config.drug_encoder is None or table is None or table.ndim != 2:
         return config
     n_drugs, size = table.shape
-    said = config.drug_encoder
-    if said.n_drugs not in (0, n_drugs) or said.fingerprint_size not in (0, size):
+    stated = config.drug_encoder
+    if stated.n_drugs not in (0, n_drugs) or stated.fingerprint_size not in (0, size):
         return config
-    return replace(config, drug_encoder=replace(said, n_drugs=n_drugs, fingerprint_size=size))
+    return replace(config, drug_encoder=replace(stated, n_drugs=n_drugs, fingerprint_size=size))
 
 
 def _check_vocabulary(vocabulary: Vocabulary, config: ModelConfig, folder: Path) -> None:

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 intrinsic: Any = numba.extending.intrinsic
 # All bits of a float32 but its sign.
-POSITIVE = np.int32(0x7FFFFFFF)
+ALL_BUT_SIGN = np.int32(0x7FFFFFFF)
 
 
-def compiled(*freedoms: str) -> Callable[[Callable[..., Any]], Any]:
-    """Compile a function without Python's lock; `freedoms` are numba's names of what it may do to sums and products."""
-    options: Any = {"nogil": True, "error_model": "numpy", "fastmath": set(freedoms)}
+def compiled(*fastmath: str) -> Callable[[Callable[..., Any]], Any]:
+    """Compile a function without Python's lock; `fastmath` are numba's names of what it may do to sums and products."""
+    options: Any = {"nogil": True, "error_model": "numpy", "fastmath": set(fastmath)}
 
     def decorate(function: Callable[..., Any]) -> Any:
         try:

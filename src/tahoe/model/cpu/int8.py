@@ -13,24 +13,24 @@ import torch
 from torch import Tensor, nn
 
 from tahoe.errors import ModelError
-from tahoe.model.cpu.compiling import POSITIVE, bits_of, compiled, entries, float_of
+from tahoe.model.cpu.compiling import ALL_BUT_SIGN, bits_of, compiled, entries, float_of
 from tahoe.model.cpu.linear import FUSED, computed_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-LARGEST, ZERO = 127, 128
+LARGEST_STEP, ZERO_POINT = 127, 128
 
 
 class Int8Linear(nn.Module):
-    """What replaces a linear layer, and an activation behind it, in inference."""
+    """What replaces a linear layer, and an activation after it, in inference."""
 
     precision = computed_in(torch.int8)
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         weight_NK = linear.weight.detach().float()
-        self.scale_N = (weight_NK.abs().amax(1) / LARGEST).clamp(min=torch.finfo(torch.float32).tiny)
+        self.scale_N = (weight_NK.abs().amax(1) / LARGEST_STEP).clamp(min=torch.finfo(torch.float32).tiny)
         self.zero_N = torch.zeros(len(weight_NK), dtype=torch.int64, device=weight_NK.device)
         self.bias_N = linear.bias.detach().float()
         rounded_NK = (weight_NK / self.scale_N[:, None]).round().to(torch.int8)
@@ -47,19 +47,19 @@ class Int8Linear(nn.Module):
         step = round_to_steps(entries(x_MK).reshape(-1), rounded_MK.numpy().reshape(-1))
         weight, fused = (self.packed, self.scale_N, self.zero_N, self.bias_N), FUSED.get(activation, "none")
         y_MN = torch.ops.onednn.qlinear_pointwise(
-            rounded_MK, step, ZERO, *weight, 1.0, 0, x_MK.dtype, fused, [], "none"
+            rounded_MK, step, ZERO_POINT, *weight, 1.0, 0, x_MK.dtype, fused, [], "none"
         )
         return y_MN if activation is None or activation in FUSED else activation(y_MN)
 
 
 @compiled("reassoc", "contract")
 def round_to_steps(x: Any, rounded: Any) -> Any:
-    """Write how many steps from zero each entry is, plus `ZERO`; gives the step, of which the largest entry has 127."""
+    """Write how many steps from zero each entry is, plus `ZERO_POINT`; give the step, of which the largest has 127."""
     bits = np.int32(0)
     for i in range(x.shape[0]):
-        bits = max(bits, np.int32(bits_of(x[i]) & POSITIVE))
+        bits = max(bits, np.int32(bits_of(x[i]) & ALL_BUT_SIGN))
     largest = float_of(bits)
-    per_entry = np.float32(LARGEST) / largest if largest > 0 else np.float32(0)
+    per_entry = np.float32(LARGEST_STEP) / largest if largest > 0 else np.float32(0)
     for i in range(x.shape[0]):
-        rounded[i] = np.uint8(np.int32(np.rint(float_of(bits_of(x[i])) * per_entry) + np.float32(ZERO)))
-    return largest / np.float32(LARGEST)
+        rounded[i] = np.uint8(np.int32(np.rint(float_of(bits_of(x[i])) * per_entry) + np.float32(ZERO_POINT)))
+    return largest / np.float32(LARGEST_STEP)

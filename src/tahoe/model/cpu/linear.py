@@ -90,7 +90,7 @@ def product(x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None, activ
 def linear(
     x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor, activation: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
-    """A linear layer, and an activation behind it, the fastest exact way: (M, N)."""
+    """A linear layer, and an activation after it, the fastest exact way: (M, N)."""
     if activation is F.relu and infers_on_cuda(x_MK):
         # cuBLAS applies it on the way out
         return torch._addmm_activation(bias_N, x_MK, weight_NK.T)
@@ -105,7 +105,7 @@ def linear(
 
 
 class Linear(nn.Linear):
-    """A linear layer, and an activation behind it, that go through oneDNN in inference on a CPU."""
+    """A linear layer, and an activation after it, that go through oneDNN in inference on a CPU."""
 
     @property
     def precision(self) -> torch.dtype:

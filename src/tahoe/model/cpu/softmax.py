@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tahoe.model.cpu.compiling import POSITIVE, bits_of, compiled, entry_of, float_of
+from tahoe.model.cpu.compiling import ALL_BUT_SIGN, bits_of, compiled, entry_of, float_of
 
 LOWEST, HALF, PER_BIT = np.float32(-87), np.float32(0.5), np.float32(1 / np.log(2))
 # The logarithm of two: twelve bits, of which any multiple that is needed is exact, and the rest.
@@ -37,7 +37,7 @@ def exponentials(scores: Any, scale: Any, totals: Any) -> None:
 @compiled()
 def _rank(bits: Any) -> Any:
     """Whole numbers in the order of the floats that these are the bits of, and back: their maximum takes one step."""
-    return np.int32(bits ^ (bits >> np.int32(31) & POSITIVE))
+    return np.int32(bits ^ (bits >> np.int32(31) & ALL_BUT_SIGN))
 
 
 @compiled("contract")

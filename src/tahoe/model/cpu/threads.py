@@ -10,8 +10,8 @@ import os
 import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,8 +21,7 @@ from tahoe.settings import IMPORTED_BY
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-CGROUPS = Path("/sys/fs/cgroup")
-_starting = threading.Lock()
+_pool_lock = threading.Lock()
 
 
 def parallel_for(work: Callable[[int], None], items: Iterable[int]) -> None:
@@ -35,20 +34,20 @@ def parallel_for(work: Callable[[int], None], items: Iterable[int]) -> None:
     @torch.inference_mode()
     def worker() -> None:
         try:
-            for item in _taken(todo):
+            for item in _drain(todo):
                 work(item)
         except BaseException:
             todo.clear()
             raise
 
-    with _starting:
+    with _pool_lock:
         pool = _pool()
     threads = [pool.submit(worker) for _ in range(min(n_threads(), len(todo)))]
     try:
         for thread in threads:
             thread.result()
     finally:
-        # after an interrupt, the cells at hand are still computed, and nobody may wonder later who does that
+        # after an interrupt the threads still finish their cell: not behind the caller's back
         todo.clear()
         wait(threads)
 
@@ -63,41 +62,24 @@ def n_threads() -> int:
 
 def n_cores() -> int:
     """How many cores this process may keep busy: by its affinity and, in a container, by its quota."""
-    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(n, round(_quota(CGROUPS) or n)))
+    import joblib  # comes with scanpy; takes a moment to import
+
+    return joblib.cpu_count()
 
 
-def _quota(cgroups: Path) -> float | None:
-    """Processor time that a Linux container is allowed, in cores; None without a limit."""
-    try:
-        limit, period = (cgroups / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:  # the first version of cgroups
-            limit, period = ((cgroups / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-        except OSError:
-            return None
-    return None if limit == "max" or int(limit) < 0 else int(limit) / int(period)
-
-
-def _taken(todo: deque[int]) -> Iterator[int]:
-    """What a thread can get of the items that are left."""
-    while True:
-        try:
-            item = todo.popleft()
-        except IndexError:
-            return
-        yield item
+def _drain(items: deque[int]) -> Iterator[int]:
+    """The items that are left; other threads take theirs from the same queue."""
+    with suppress(IndexError):
+        while True:
+            yield items.popleft()
 
 
 @cache
 def _pool() -> ThreadPoolExecutor:
     """Threads that all callers share, each with one thread inside of operations. They end with the interpreter."""
     n = n_cores()
-    pool, started, before = (
-        ThreadPoolExecutor(n, "tahoe-thread"),
-        threading.Barrier(n + 1, timeout=60),
-        torch.get_num_threads(),
-    )
+    pool, started = ThreadPoolExecutor(n, "tahoe-thread"), threading.Barrier(n + 1, timeout=60)
+    before = torch.get_num_threads()
 
     def start() -> None:
         torch.get_num_threads()  # gives a new thread the default, which would else come later, on top
@@ -113,12 +95,12 @@ def _pool() -> ThreadPoolExecutor:
 
 
 def _after_fork() -> None:
-    """Do without the threads of the parent, which a forked process lacks: it would wait for them without end.
+    """Forget the threads of the parent, which a forked process lacks: it would wait for them without end.
 
     torch has threads of its own inside of operations, as soon as one was large. With one thread it asks for none.
     """
-    global _starting
-    _starting = threading.Lock()  # which a thread of the parent may have held
+    global _pool_lock
+    _pool_lock = threading.Lock()  # which a thread of the parent may have held
     _pool.cache_clear()
     torch.set_num_threads(1)
 

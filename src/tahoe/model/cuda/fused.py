@@ -1,6 +1,6 @@
 """Norms with what stands around them, in one pass over the tokens where the device is a GPU and nothing is learnt.
 
-On a GPU a norm costs what its reading and writing costs: with the residual sum before it and the cast behind it in one
+On a GPU a norm costs what its reading and writing costs: with the residual sum before it and the cast after it in one
 kernel, half of that. Everywhere else torch does them one after the other. Shapes: T tokens, D model width.
 """
 

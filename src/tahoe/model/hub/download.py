@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import logging
 import re
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -11,25 +12,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tahoe.errors import ModelError
-from tahoe.model.files import DRUGS_FILE, FILES, VOCABULARY_FILE, WEIGHTS_FILE
-from tahoe.model.hub.digests import Known, check_digests, recorded_sha256
+from tahoe.model.files import DRUGS_FILE, FILES, VOCABULARY_FILE, WEIGHTS_FILE, file_sha256
 from tahoe.settings import settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Release:
-    """Where a released checkpoint lies, and what is known of its files."""
+    """Where a released checkpoint lies."""
 
     repository: str
     folder: str
     revision: str
     """The commit that the name stands for."""
     about: str
-    known: Mapping[str, Known] = field(default_factory=dict)
-    """Sizes and digests at that commit, by name of the file. Of the others, the first download is remembered."""
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    """Digests of files at that commit, or how these begin, as far as they are known."""
 
     @property
     def patterns(self) -> list[str]:
@@ -38,19 +40,18 @@ class Release:
 
 
 @dataclass(frozen=True)
-class Download:
-    """A checkpoint in the local cache."""
+class CachedCheckpoint:
+    """A registered checkpoint in the local cache."""
 
     folder: Path
     commit: str
-    sha256: Mapping[str, str]
-    """Digest of each file, by name."""
+    weights_sha256: str
 
 
 REPOSITORY = "tahoebio/Tahoe-x1"
 REVISION = "d218a580b9c2500ae9dfc8367a398545e6f017a8"
-_VOCABULARY = Known(1_744_966, "b5aff3f24211cc87867b83e5d2718e89d13941f7e3687838848d05466b997a84")
-_VOCABULARY_WITH_DRUG = Known(1_744_985, "67afad54426a6871e3499bb61ad1a4dc65b87821ed6d2960ec8ed26d8947d9bc")
+_VOCABULARY = "b5aff3f24211cc87867b83e5d2718e89d13941f7e3687838848d05466b997a84"
+_VOCABULARY_WITH_DRUG = "67afad54426a6871e3499bb61ad1a4dc65b87821ed6d2960ec8ed26d8947d9bc"
 RELEASES = {
     "70m": Release(
         REPOSITORY,
@@ -71,7 +72,7 @@ RELEASES = {
         "3b-model",
         REVISION,
         "2.72 billion parameters, 2560 wide, 32 layers; 10.9 GB",
-        {VOCABULARY_FILE: _VOCABULARY_WITH_DRUG, WEIGHTS_FILE: Known(10_868_228_196, "424911f1")},
+        {VOCABULARY_FILE: _VOCABULARY_WITH_DRUG, WEIGHTS_FILE: "424911f1"},
     ),
 }
 # A small network that ships with the package, for trying things out.
@@ -112,8 +113,8 @@ def check_name(name: str) -> None:
     raise ModelError(message)
 
 
-def download(name: str, *, revision: str | None = None, cache_dir: Path | None = None) -> Download:
-    """Find a registered checkpoint in the local cache, downloaded if it is not there, with checked digests.
+def download(name: str, *, revision: str | None = None, cache_dir: Path | None = None) -> CachedCheckpoint:
+    """Find a registered checkpoint in the local cache; download it if it is not there.
 
     `huggingface_hub` does the work: ``HF_HOME``, ``HF_HUB_OFFLINE``, ``HF_TOKEN`` and ``HF_ENDPOINT`` are honoured. A
     commit that is in the cache is used without a request.
@@ -121,10 +122,10 @@ def download(name: str, *, revision: str | None = None, cache_dir: Path | None =
     Raises
     ------
     tahoe.errors.ModelError
-        If the files are neither cached nor can be had, or are not what they should be.
+        If the files are not cached and cannot be downloaded, or one is not the released file.
     """
     release = RELEASES[name]
-    known = release.known if revision in (None, release.revision) else {}
+    is_pinned = revision in (None, release.revision)
     revision = revision or release.revision
     root = _cached(release, revision, cache_dir)
     if root is None:
@@ -138,8 +139,48 @@ def download(name: str, *, revision: str | None = None, cache_dir: Path | None =
         raise ModelError(
             _download_error(name, release, revision, f"{release.folder} has no {' and no '.join(missing)} there")
         )
-    present = [file for file in (*FILES, DRUGS_FILE) if (folder / file).is_file()]
-    return Download(folder, root.name, check_digests(folder, present, known, _record(release, root.name, cache_dir)))
+    return CachedCheckpoint(folder, root.name, _check_digests(folder, release.sha256 if is_pinned else {}))
+
+
+def _check_digests(folder: Path, known: Mapping[str, str]) -> str:
+    """Compare files with what is known of them; return the sha256 of the weights, which the provenance needs anyway."""
+    weights_sha256 = file_sha256(folder / WEIGHTS_FILE)
+    for name, wanted in known.items():
+        sha256 = weights_sha256 if name == WEIGHTS_FILE else file_sha256(folder / name)
+        if not sha256.startswith(wanted):
+            message = (
+                f"{folder / name} is not the released file: its sha256 is {sha256}, not {wanted}. It was damaged on its"
+                " way or on the disk, or somebody changed it; delete"
+                f" {(folder / name).resolve()} and call again, which downloads it anew"
+            )
+            raise ModelError(message)
+    return weights_sha256
+
+
+def verify(name: str, checkpoint: CachedCheckpoint, *, cache_dir: Path | None = None) -> None:
+    """Compare a checkpoint in the cache, file by file, with the checksums that the Hub has of it.
+
+    Raises
+    ------
+    tahoe.errors.ModelError
+        If the Hub cannot be asked, or a file differs.
+    """
+    from huggingface_hub import HfApi
+
+    release = RELEASES[name]
+    try:
+        result = HfApi().verify_repo_checksums(release.repository, revision=checkpoint.commit, cache_dir=cache_dir)
+    except Exception as error:
+        message = f"the checksums of model={name!r} cannot be fetched from the Hub: {reason(error, cache_dir)}"
+        raise ModelError(message) from error
+    for each in result.mismatches:
+        path = checkpoint.folder.parent / each["path"]
+        message = (
+            f"{path} is not the file on the Hub: its {each['algorithm']} is {each['actual']}, not {each['expected']};"
+            f" delete {path.resolve()} and run `tahoe download {name} --verify` again, which downloads it anew"
+        )
+        raise ModelError(message)
+    log.info("%d files agree with the checksums of the Hub", result.checked_count)
 
 
 def cached(name: str, *, cache_dir: Path | None = None) -> Path | None:
@@ -147,12 +188,6 @@ def cached(name: str, *, cache_dir: Path | None = None) -> Path | None:
     release = RELEASES[name]
     root = _cached(release, release.revision, cache_dir)
     return root and root / release.folder
-
-
-def checked_sha256(name: str, folder: Path, *, cache_dir: Path | None = None) -> str:
-    """Digest of the weights of a cached checkpoint as it was last checked, "" if it was not; nothing is hashed."""
-    release = RELEASES[name]
-    return recorded_sha256(folder / WEIGHTS_FILE, _record(release, folder.parent.name, cache_dir))
 
 
 def _cached(release: Release, revision: str, cache_dir: Path | None) -> Path | None:
@@ -198,7 +233,7 @@ def reason(error: Exception, cache_dir: Path | None = None) -> str:
     first_line = str(error).strip().partition("\n")[0].rstrip(". ") or type(error).__name__
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     if isinstance(error, RevisionNotFoundError):
-        return "there is no such revision; leave revision= away for the pinned one"
+        return "there is no such revision; omit revision= for the pinned one"
     if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
         return (
             "the Hub does not let you in; log in with `hf auth login` or set HF_TOKEN, and if the repository is gated"
@@ -211,25 +246,14 @@ def reason(error: Exception, cache_dir: Path | None = None) -> str:
 
 
 def _download_error(name: str, release: Release, revision: str, why: str) -> str:
-    """Say that a model could not be had, and how to go on."""
+    """Say that a model could not be downloaded, and what to do."""
     commit = f"{revision[:12]}…" if len(revision) == 40 else revision
     return (
-        f"model={name!r} could not be had from the Hub ({release.repository} at {commit}): {why}."
+        f"model={name!r} could not be downloaded from the Hub ({release.repository} at {commit}): {why}."
         f" Without a connection, fetch the folder {release.folder} elsewhere"
         f" (`hf download {release.repository} --include '{release.folder}/*' --revision {revision}`) and pass its"
         f" path as model=. model={DEMO!r} needs no download, and is not for science"
     )
-
-
-def _record(release: Release, commit: str, cache_dir: Path | None) -> Path | None:
-    """Where the digests of the first download are remembered: among the assets of the Hugging Face cache."""
-    from huggingface_hub import cached_assets_path
-
-    try:
-        folder = cached_assets_path("tahoe", release.repository, commit, assets_dir=cache_dir)
-    except (OSError, ValueError):
-        return None
-    return folder / f"{release.folder}.json"
 
 
 def _silent_bar() -> Any:

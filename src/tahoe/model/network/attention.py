@@ -185,30 +185,25 @@ def choose_attention(name: str | None, device: torch.device, dtype: torch.dtype,
     Raises
     ------
     tahoe.errors.DeviceError
-        If the function that was asked for by name cannot run here.
+        If a function that was requested by name cannot run here.
     """
     dtype = computed_in(dtype)
-    packed = _why_not_packed(device, dtype)
     if name in (None, "auto"):
-        if packed is None:
+        if _why_not_packed(device, dtype) is None:
             return "varlen" if _why_not_triton(device) else "triton"
         return "blocked" if width >= NARROW and _why_not_blocked(device, dtype) is None else "sdpa"
     if name not in ATTENTION:
         message = f"attention={name!r} is unknown; choose from auto, {', '.join(ATTENTION)}"
         raise DeviceError(message)
-    if name in ("varlen", "triton", "flash") and packed:
-        message = f"attention={name!r} cannot run here: {packed}; use attention='sdpa'"
-        raise DeviceError(message)
-    unblocked = _why_not_blocked(device, dtype)
-    if name == "blocked" and unblocked:
-        message = f"attention='blocked' cannot run here: {unblocked}; use attention='sdpa'"
-        raise DeviceError(message)
-    no_triton = _why_not_triton(device) if name == "triton" else None
-    if no_triton:
-        message = f"attention='triton' cannot run here: {no_triton}; use attention='varlen'"
-        raise DeviceError(message)
-    if name == "flash" and importlib.util.find_spec("flash_attn") is None:
-        message = "attention='flash' needs the package flash-attn, which is not installed; use attention='varlen'"
+    why_not, instead = None, "sdpa"
+    if name == "blocked":
+        why_not = _why_not_blocked(device, dtype)
+    elif name in ("varlen", "triton", "flash"):
+        why_not = _why_not_packed(device, dtype)
+    if name in ("triton", "flash") and why_not is None:
+        why_not, instead = _why_not_triton(device) if name == "triton" else _why_not_flash(), "varlen"
+    if why_not:
+        message = f"attention={name!r} cannot run here: {why_not}; use attention={instead!r}"
         raise DeviceError(message)
     return str(name)
 
@@ -229,6 +224,10 @@ def _why_not_triton(device: torch.device) -> str | None:
     if fused.kernels() is None:
         return "Triton does not compile on this machine"
     return None
+
+
+def _why_not_flash() -> str | None:
+    return None if importlib.util.find_spec("flash_attn") else "it needs the package flash-attn, which is not installed"
 
 
 def _why_not_blocked(device: torch.device, dtype: torch.dtype) -> str | None:

@@ -7,7 +7,8 @@ K head size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,12 +19,13 @@ from tahoe.errors import ModelError
 from tahoe.model.cpu.linear import Linear, computed_in, linear
 from tahoe.model.cuda import fused
 from tahoe.model.network.attention import ATTENTION, Attention, Spans, weights
+from tahoe.model.network.decoders import ExpressionDecoder, MVCDecoder
 from tahoe.model.network.encoders import ACTIVATIONS, DrugEncoder, Embedding, ValueEncoder
 
 if TYPE_CHECKING:
     from tahoe.model.config import ModelConfig
 
-# Called with (layer, cell of the batch, weights of shape (heads, tokens, tokens)).
+# Called with (layer, number of the cell, weights of shape (heads, tokens, tokens)).
 Observer = Callable[[int, int, Tensor], None]
 
 
@@ -46,6 +48,13 @@ class Batch:
     def starts_C(self) -> Tensor:
         """Index of the first token of each cell."""
         return self.cells.device_bounds[:-1].long()
+
+
+@contextmanager
+def inference(device: torch.device) -> Iterator[None]:
+    """Compute in the model's own precision and without gradients, whatever the caller has set for its own work."""
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+        yield
 
 
 class TransformerBlock(nn.Module):
@@ -115,43 +124,6 @@ class TransformerBlock(nn.Module):
         return x_TD if self.pre_norm else self.feed_forward_norm(x_TD)
 
 
-class ExpressionDecoder(nn.Module):
-    """Predict the value of a token from its own output."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.hidden = nn.ModuleList(nn.Linear(config.d_model, config.d_model) for _ in range(config.decoder_layers))
-        self.out = nn.Linear(config.d_model, 1)
-        self.activation = ACTIVATIONS[config.decoder_activation]
-
-    def forward(self, x_TD: Tensor) -> Tensor:
-        """Prediction at each token: (T,) float32."""
-        x_TD = x_TD.to(self.out.weight.dtype)
-        for hidden in self.hidden:
-            x_TD = self.activation(hidden(x_TD))
-        return self.out(x_TD)[:, 0].float()
-
-
-class MVCDecoder(nn.Module):
-    """Predict the value of a gene from the cell's embedding: the dot product with a query made from the gene."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.query = nn.Linear(config.d_model, config.d_model)
-        self.weight = nn.Linear(config.d_model, config.d_model, bias=False)
-        self.activation = ACTIVATIONS[config.mvc_activation]
-        self.scale = config.d_model**-0.5 if config.mvc_scaled else 1.0
-
-    def forward(self, cell_CD: Tensor, gene_TD: Tensor, lengths_C: Tensor | int) -> Tensor:
-        """Prediction at each token, where cell i has the next ``lengths_C[i]`` tokens: (T,) float32.
-
-        Where all cells have as many, one number will do, and a GPU need not be waited for.
-        """
-        queries_TD = self.weight(self.activation(self.query(gene_TD.to(self.query.weight.dtype)))).float()
-        cell_TD = cell_CD.float().repeat_interleave(lengths_C, dim=0, output_size=len(gene_TD))
-        return (queries_TD * cell_TD).sum(-1) * self.scale
-
-
 class Network(nn.Module):
     """Tahoe-x1: encoders for genes, values and drugs, a stack of layers, and two decoders."""
 
@@ -172,7 +144,7 @@ class Network(nn.Module):
         self.n_parameters = sum(weight.numel() for weight in self.parameters())
 
     def forward(self, batch: Batch, attention: str = "sdpa") -> Tensor:
-        """Outputs of all tokens, (T, D) float32: a cell's embedding at its first token, its genes behind it."""
+        """Outputs of all tokens, (T, D) float32: each cell's embedding at its CLS token, then its genes."""
         masked_T = self._hidden_keys(batch)
         x_TD = self.inputs(batch)
         for layer in self.layers:
@@ -180,11 +152,17 @@ class Network(nn.Module):
         return self.norm(x_TD)
 
     def observe(
-        self, batch: Batch, observer: Observer, layers: Sequence[int] | None = None, attention: str = "sdpa"
+        self,
+        batch: Batch,
+        observer: Observer,
+        layers: Sequence[int] | None = None,
+        attention: str = "sdpa",
+        *,
+        first_cell: int = 0,
     ) -> None:
         """Show the attention weights of each cell in `layers`, by default in all of them.
 
-        What lies above the last of these layers is not computed.
+        What lies above the last of these layers is not computed. Cells are numbered from `first_cell`.
         """
         layers = range(len(self.layers)) if layers is None else layers
         masked_T = self._hidden_keys(batch)
@@ -192,7 +170,8 @@ class Network(nn.Module):
         for number, layer in enumerate(self.layers[: max(layers) + 1]):
             if number in layers:
                 for cell in range(len(batch.cells.bounds) - 1):
-                    observer(number, cell, layer.attention_weights(x_TD, batch.cells, cell, masked_T))  # type: ignore[operator]
+                    weights_HNN = layer.attention_weights(x_TD, batch.cells, cell, masked_T)  # type: ignore[operator]
+                    observer(number, first_cell + cell, weights_HNN)
             if number < max(layers):
                 x_TD = layer(x_TD, batch.cells, ATTENTION[attention], masked_T)
 

@@ -25,24 +25,24 @@ def hide_share(tokens: Tokens, share: float, seed: int = 0) -> np.ndarray:
 
 
 def without(tokens: Tokens, genes: np.ndarray) -> Tokens:
-    """Take these genes away from the cells that have them."""
+    """Remove these genes from the cells that have them."""
     kept = ~np.isin(tokens.ids, genes)
     bounds = np.concatenate([[0], np.cumsum(kept)])[tokens.bounds]
     return replace(tokens, ids=tokens.ids[kept], values=tokens.values[kept], bounds=bounds)
 
 
 def with_queries(tokens: Tokens, genes: np.ndarray, mask_value: float) -> tuple[Tokens, np.ndarray]:
-    """Add hidden tokens of some genes that the cells do not have, behind the tokens of each cell.
+    """Add masked tokens of some genes that the cells do not have, after the tokens of each cell.
 
     Returns
     -------
     The tokens, and a boolean for each: whether it was added.
     """
     added = len(genes) * np.arange(len(tokens) + 1)
-    asking = np.ones(len(tokens.ids) + added[-1], dtype=bool)
-    asking[np.arange(len(tokens.ids)) + added[tokens.cell_of_token]] = False
-    ids = np.empty(len(asking), dtype=tokens.ids.dtype)
-    values = np.full(len(asking), mask_value, dtype=tokens.values.dtype)
-    ids[asking] = np.tile(genes, len(tokens))
-    ids[~asking], values[~asking] = tokens.ids, tokens.values
-    return replace(tokens, ids=ids, values=values, bounds=tokens.bounds + added), asking
+    is_query = np.ones(len(tokens.ids) + added[-1], dtype=bool)
+    is_query[np.arange(len(tokens.ids)) + added[tokens.cell_of_token]] = False
+    ids = np.empty(len(is_query), dtype=tokens.ids.dtype)
+    values = np.full(len(is_query), mask_value, dtype=tokens.values.dtype)
+    ids[is_query] = np.tile(genes, len(tokens))
+    ids[~is_query], values[~is_query] = tokens.ids, tokens.values
+    return replace(tokens, ids=ids, values=values, bounds=tokens.bounds + added), is_query

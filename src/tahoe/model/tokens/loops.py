@@ -16,7 +16,7 @@ from tahoe.model.cpu.compiling import compiled
 # Whole values below this are sorted by counting them.
 COUNTING_LIMIT = 4096
 LOWER_32_BITS = np.uint64(0xFFFFFFFF)
-HALF = np.uint64(32)
+BITS_OF_VALUE = np.uint64(32)
 intrinsic: Any = numba.extending.intrinsic
 
 
@@ -28,14 +28,14 @@ def tokenize_cells(
     column_tokens: Any,
     quantiles: Any,
     n_special: int,
-    most_genes: int,
+    max_genes: int,
     seed: Any,
     ids: Any,
     bins: Any,
     bounds: Any,
     n_genes: Any,
 ) -> None:
-    """Write token and bin of each gene behind the special tokens of its cell, and where each cell ends."""
+    """Write token and bin of each gene after the special tokens of its cell, and where each cell ends."""
     longest, token_bits = np.int64(1), np.int64(1)
     for cell in range(len(indptr) - 1):
         longest = max(longest, indptr[cell + 1] - indptr[cell])
@@ -48,9 +48,9 @@ def tokenize_cells(
     counts, edges = np.zeros(COUNTING_LIMIT, np.int32), np.empty(len(quantiles), np.float32)
     end = 0
     for cell in range(len(indptr) - 1):
-        n, rising, whole = _take(indptr[cell], indptr[cell + 1], indices, data, column_tokens, keys, values)
+        n, rising, whole = _take_genes(indptr[cell], indptr[cell + 1], indices, data, column_tokens, keys, values)
         if not rising:
-            keys, spare = _sorted(keys, spare, n, 32, 32 + token_bits)
+            keys, spare = _radix_sort(keys, spare, n, 32, 32 + token_bits)
             for i in range(n):
                 value_bits[i] = keys[i] & LOWER_32_BITS
         here = end + n_special
@@ -58,27 +58,27 @@ def tokenize_cells(
             _bin_counts(values, n, counts, quantiles, edges, bins[here:])
         else:
             for i in range(n):
-                order[i] = np.uint64(value_bits[i]) << HALF | np.uint64(i)
-            order, spare = _sorted(order, spare, n, 32, 63)
+                order[i] = np.uint64(value_bits[i]) << BITS_OF_VALUE | np.uint64(i)
+            order, spare = _radix_sort(order, spare, n, 32, 63)
             _bin_values(values, order, n, quantiles, edges, bins[here:])
         n_genes[cell] = n
-        if n > most_genes:
-            n = _keep(keys, spare, n, most_genes, seed, bins[here:], bin_bits[here:])
+        if n > max_genes:
+            n = _keep_by_hash(keys, spare, n, max_genes, seed, bins[here:], bin_bits[here:])
         for i in range(n):
-            ids[here + i] = keys[i] >> HALF
+            ids[here + i] = keys[i] >> BITS_OF_VALUE
         end = here + n
         bounds[cell + 1] = end
 
 
 @compiled()
-def _take(start: int, stop: int, indices: Any, data: Any, column_tokens: Any, keys: Any, values: Any) -> Any:
+def _take_genes(start: int, stop: int, indices: Any, data: Any, column_tokens: Any, keys: Any, values: Any) -> Any:
     """Keep genes of the vocabulary that are not zero; say if tokens rise, and if all values are small and whole."""
     n, rising, whole, last = 0, True, True, np.int64(-1)
     bits = data.view(np.uint32)
     for entry in range(start, stop):
         token, value = column_tokens[indices[entry]], data[entry]
         if token >= 0 and value != 0:
-            keys[n], values[n] = np.uint64(token) << HALF | np.uint64(bits[entry]), value
+            keys[n], values[n] = np.uint64(token) << BITS_OF_VALUE | np.uint64(bits[entry]), value
             n += 1
             rising &= token > last
             last = token
@@ -87,7 +87,7 @@ def _take(start: int, stop: int, indices: Any, data: Any, column_tokens: Any, ke
 
 
 @compiled()
-def _sorted(keys: Any, spare: Any, n: int, first_bit: int, last_bit: int) -> Any:
+def _radix_sort(keys: Any, spare: Any, n: int, first_bit: int, last_bit: int) -> Any:
     """Sort keys by some of their bits, eight at a time; the second array that comes back is free."""
     places = np.empty(257, np.int64)
     for bit in range(first_bit, last_bit, 8):
@@ -125,7 +125,7 @@ def _bin_counts(values: Any, n: int, counts: Any, quantiles: Any, edges: Any, bi
             above += 1
             while counts[above] == 0:
                 above += 1
-        edges[grade] = _between(np.float32(below), np.float32(above), rank - np.float32(low))
+        edges[grade] = _interpolate(np.float32(below), np.float32(above), rank - np.float32(low))
     edge = 0
     for whole in range(1, largest + 1):
         while edge < len(edges) and edges[edge] < whole:
@@ -143,7 +143,7 @@ def _bin_values(values: Any, order: Any, n: int, quantiles: Any, edges: Any, bin
         rank = quantiles[grade] * np.float32(n - 1)
         low = np.int64(rank)
         below, above = values[order[low] & LOWER_32_BITS], values[order[np.int64(np.ceil(rank))] & LOWER_32_BITS]
-        edges[grade] = _between(below, above, rank - np.float32(low))
+        edges[grade] = _interpolate(below, above, rank - np.float32(low))
     edge = 0
     for i in range(n):
         place = order[i] & LOWER_32_BITS
@@ -153,61 +153,61 @@ def _bin_values(values: Any, order: Any, n: int, quantiles: Any, edges: Any, bin
 
 
 @compiled()
-def _between(below: Any, above: Any, share: Any) -> Any:
+def _interpolate(below: Any, above: Any, share: Any) -> Any:
     """Interpolate as torch.lerp does: from the nearer side, and rounding once."""
     if share < np.float32(0.5):
-        return _fused(share, above - below, below)
-    return _fused(share - np.float32(1), above - below, above)
+        return _multiply_add(share, above - below, below)
+    return _multiply_add(share - np.float32(1), above - below, above)
 
 
 @intrinsic
-def _fused(_: Any, a: Any, b: Any, c: Any) -> Any:
+def _multiply_add(_: Any, a: Any, b: Any, c: Any) -> Any:
     """``a * b + c`` in float32, rounded once."""
     return numba.float32(a, b, c), lambda _, builder, __, arguments: builder.fma(*arguments)
 
 
 @compiled()
-def _keep(keys: Any, hashes: Any, n: int, most: int, seed: Any, bins: Any, bin_bits: Any) -> int:
+def _keep_by_hash(keys: Any, hashes: Any, n: int, limit: int, seed: Any, bins: Any, bin_bits: Any) -> int:
     """Move the entries with the smallest hashes to the front, in their order, as `tokenizer.hash_ranks` ranks them."""
     total = seed
     for i in range(n):
-        hashes[i] = _mixed(keys[i] & ~LOWER_32_BITS | np.uint64(bin_bits[i]))
+        hashes[i] = _mix_bits(keys[i] & ~LOWER_32_BITS | np.uint64(bin_bits[i]))
         total += hashes[i]
-    total = _mixed(total)
+    total = _mix_bits(total)
     for i in range(n):
-        hashes[i] = _mixed(hashes[i] ^ total)
-    last = _smallest(hashes, n, most)
+        hashes[i] = _mix_bits(hashes[i] ^ total)
+    last = _nth_smallest(hashes, n, limit)
     kept = 0
     for i in range(n):
-        if hashes[i] <= last and kept < most:
+        if hashes[i] <= last and kept < limit:
             keys[kept], bins[kept] = keys[i], bins[i]
             kept += 1
     return kept
 
 
 @compiled()
-def _smallest(hashes: Any, n: int, rank: int) -> Any:
+def _nth_smallest(hashes: Any, n: int, rank: int) -> Any:
     """Find the hash at this rank, from 1, by counting their upper bits: few then share those of the one sought."""
     counts, shift = np.zeros(4096, np.int32), np.uint64(52)
     for i in range(n):
         counts[np.int64(hashes[i] >> shift)] += 1
-    lot = 0
-    while counts[lot] < rank:
-        rank -= counts[lot]
-        lot += 1
+    upper = 0
+    while counts[upper] < rank:
+        rank -= counts[upper]
+        upper += 1
     last = np.uint64(0)
     for _ in range(rank):
         following = ~np.uint64(0)
         for i in range(n):
-            if np.int64(hashes[i] >> shift) == lot and last < hashes[i] < following:
+            if np.int64(hashes[i] >> shift) == upper and last < hashes[i] < following:
                 following = hashes[i]
         last = following
     return last
 
 
 @compiled()
-def _mixed(key: Any) -> Any:
-    """Spread the bits of a key, as `tokenizer.mixed` does."""
+def _mix_bits(key: Any) -> Any:
+    """Spread the bits of a key, as `tokenizer._mix_bits` does."""
     key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return key ^ (key >> np.uint64(31))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 
 from tahoe.errors import InputError
 from tahoe.model.cpu.linear import has_numba
+from tahoe.model.tokens.packed import Tokens
 from tahoe.model.tokens.rows import add_columns, refuse_unsafe
 
 if TYPE_CHECKING:
@@ -31,65 +31,6 @@ QUANTILES = np.array([
     0.97959185, 1.0,
 ], dtype=np.float32)
 # fmt: on
-
-
-@dataclass(frozen=True, eq=False)
-class Tokens:
-    """Cells as packed tokens, in the order of the rows they came from."""
-
-    ids: np.ndarray
-    """Token ids (int64), (tokens,). In each cell its own token, the drug token if there is one, genes by rising id."""
-    values: np.ndarray
-    """Bins, or log-transformed values, and the padding value for the special tokens (float32), (tokens,)."""
-    bounds: np.ndarray
-    """Cell ``i`` is ``bounds[i]:bounds[i + 1]`` (int64), (cells + 1,)."""
-    n_genes: np.ndarray
-    """How many genes of the vocabulary each cell expresses, dropped ones included (int64), (cells,)."""
-    drugs: np.ndarray | None = None
-    """Drug of each cell (int64), (cells,); the second token of each cell is then the drug token."""
-
-    def __len__(self) -> int:
-        return len(self.n_genes)
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each cell."""
-        return np.diff(self.bounds)
-
-    @property
-    def cell_of_token(self) -> np.ndarray:
-        """Number of the cell of each token."""
-        return np.repeat(np.arange(len(self)), self.lengths)
-
-    @property
-    def is_gene(self) -> np.ndarray:
-        """Which tokens are genes, and not the cell's own or its drug."""
-        genes = np.ones(len(self.ids), dtype=bool)
-        genes[self.bounds[:-1]] = False
-        if self.drugs is not None:
-            genes[self.bounds[:-1] + 1] = False
-        return genes
-
-    @classmethod
-    def joined(cls, parts: list[Tokens]) -> Tokens:
-        """Several lots of cells, one behind the other; all with a drug token, or none."""
-        if len({part.drugs is None for part in parts}) > 1:
-            message = (
-                "some of these cells carry a drug token and others do not; tokenize all of them with drugs=, 0 for none"
-            )
-            raise InputError(message)
-        ids, values, lengths, n_genes = (
-            np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "values", "lengths", "n_genes")
-        )
-        drugs = None if parts[0].drugs is None else np.concatenate([part.drugs for part in parts])
-        return cls(ids, values, np.concatenate([[0], np.cumsum(lengths)]), n_genes, drugs)
-
-    def cells(self, start: int, stop: int) -> Tokens:
-        """Some of the cells, as a view."""
-        first, last = self.bounds[start], self.bounds[stop]
-        bounds = self.bounds[start : stop + 1] - first
-        drugs = None if self.drugs is None else self.drugs[start:stop]
-        return Tokens(self.ids[first:last], self.values[first:last], bounds, self.n_genes[start:stop], drugs)
 
 
 def tokenize(
@@ -116,12 +57,12 @@ def tokenize(
     config, vocabulary
         Of the checkpoint.
     max_length
-        Most tokens of a cell, special tokens included; `None` is no limit. Cells with more keep a subset of their genes
-        that depends only on `seed` and on the cell's own genes and bins.
+        Maximum number of tokens per cell, special tokens included; `None` is no limit. Cells with more keep a subset of
+        their genes that depends only on `seed` and on the cell's own genes and bins.
     seed
-        Of that choice.
+        Random seed for that subset.
     drugs
-        Drug of each row, for checkpoints with a drug encoder; `None` leaves the drug token away.
+        Drug of each row, for checkpoints with a drug encoder; `None` omits the drug token.
 
     Raises
     ------
@@ -130,18 +71,18 @@ def tokenize(
         If `drugs` are given to a checkpoint without a drug token.
     """
     if drugs is not None and vocabulary.drug is None:
-        message = "drugs= is given, but the vocabulary of this checkpoint has no drug token; leave it away"
+        message = "drugs= is given, but the vocabulary of this checkpoint has no drug token; omit it"
         raise InputError(message)
     refuse_unsafe(indptr, indices, data, column_tokens)
     indptr, indices, data = add_columns(indptr, indices, data, column_tokens)
     n_special = 1 if drugs is None else 2
-    most_genes = None if max_length is None else max_length - n_special
+    max_genes = None if max_length is None else max_length - n_special
     compiled = _compiled() if config.binning else None
     genes = (indptr, indices, data, column_tokens)
     if compiled is None:
-        ids, values, bounds, n_genes = _by_numpy(*genes, config, n_special, most_genes, seed)
+        ids, values, bounds, n_genes = _by_numpy(*genes, config, n_special, max_genes, seed)
     else:
-        ids, values, bounds, n_genes = _by_numba(compiled, *genes, n_special, most_genes, seed)
+        ids, values, bounds, n_genes = _by_numba(compiled, *genes, n_special, max_genes, seed)
     starts = bounds[:-1]
     ids[starts], values[starts] = vocabulary.cell, config.pad_value
     if drugs is not None:
@@ -165,7 +106,7 @@ def _by_numba(
     data: np.ndarray,
     column_tokens: np.ndarray,
     n_special: int,
-    most_genes: int | None,
+    max_genes: int | None,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Tokens, bins, bounds and numbers of genes; the places of the special tokens are still to be filled."""
@@ -179,8 +120,8 @@ def _by_numba(
         arrays = (
             np.ascontiguousarray(a, t) for a, t in zip((indptr, indices, data, column_tokens), types, strict=True)
         )
-        most = np.iinfo(np.int64).max if most_genes is None else most_genes
-        compiled(*arrays, QUANTILES, n_special, most, np.uint64(int(seed) % 2**64), ids, bins, bounds, n_genes)
+        limit = np.iinfo(np.int64).max if max_genes is None else max_genes
+        compiled(*arrays, QUANTILES, n_special, limit, np.uint64(int(seed) % 2**64), ids, bins, bounds, n_genes)
     return ids[: bounds[-1]], bins[: bounds[-1]], bounds, n_genes
 
 
@@ -191,7 +132,7 @@ def _by_numpy(
     column_tokens: np.ndarray,
     config: ModelConfig,
     n_special: int,
-    most_genes: int | None,
+    max_genes: int | None,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The same without numba, and for checkpoints that take values instead of bins."""
@@ -203,8 +144,8 @@ def _by_numpy(
     elif config.log_transform:
         sums = np.bincount(rows, weights=values, minlength=n_cells).astype(np.float32)
         values = np.log1p(values / (sums[rows] + np.float32(1e-9)) * np.float32(config.target_sum))
-    if most_genes is not None:
-        kept = _chosen(rows, tokens, values, n_genes, most_genes, seed)
+    if max_genes is not None:
+        kept = _keep_by_hash(rows, tokens, values, n_genes, max_genes, seed)
         rows, tokens, values = rows[kept], tokens[kept], values[kept]
     bounds = np.concatenate([[0], np.cumsum(n_special + np.bincount(rows, minlength=n_cells))])
     ids, packed = np.empty(bounds[-1], dtype=np.int64), np.empty(bounds[-1], dtype=np.float32)
@@ -242,7 +183,7 @@ def _bins(rows: np.ndarray, values: np.ndarray, n_genes: np.ndarray) -> np.ndarr
     cells = np.flatnonzero(n_genes)
     edges = _edges(ranked, starts[cells], n_genes[cells])
     edge_keys = cells[:, None].astype(np.uint64) << np.uint64(32) | edges.view(np.uint32)
-    # The first value above an edge, and all behind it in the cell, lie one bin higher.
+    # The first value above an edge, and all later ones of the cell, lie one bin higher.
     steps = np.bincount(np.searchsorted(keys, edge_keys.ravel(), side="right"), minlength=len(keys) + 1)[:-1]
     # All edges of the cells before lie at or before a cell's first value, and do not count for it.
     before = len(QUANTILES) * (np.cumsum(n_genes > 0) - 1)
@@ -261,7 +202,7 @@ def _edges(ranked: np.ndarray, starts: np.ndarray, n_genes: np.ndarray) -> np.nd
     return torch.lerp(*map(torch.from_numpy, (below, above, ranks - low))).numpy()
 
 
-def _chosen(
+def _keep_by_hash(
     rows: np.ndarray, tokens: np.ndarray, values: np.ndarray, n_genes: np.ndarray, limit: int, seed: int
 ) -> np.ndarray | slice:
     """Which entries stay where cells have more than `limit` genes: those with the smallest hashes of their cell."""
@@ -280,12 +221,12 @@ def hash_ranks(cells: np.ndarray, tokens: np.ndarray, values: np.ndarray, seed: 
 
     The entries of a cell lie together, and cells rise. Neither other cells nor the order within a cell play a part.
     """
-    content = _mixed(tokens.astype(np.uint64) << np.uint64(32) | values.view(np.uint32))
+    content = _mix_bits(tokens.astype(np.uint64) << np.uint64(32) | values.view(np.uint32))
     starts = np.flatnonzero(np.diff(cells, prepend=-1))
     sizes = np.diff(np.append(starts, len(cells)))
     # A sum does not depend on the order, and wraps around.
     fingerprints = np.repeat(np.add.reduceat(content, starts), sizes)
-    keys = _mixed(content ^ _mixed(fingerprints + np.uint64(int(seed) % 2**64)))
+    keys = _mix_bits(content ^ _mix_bits(fingerprints + np.uint64(int(seed) % 2**64)))
     # One sort of whole numbers again: the cell in the upper bits, as much of the hash as fits below it.
     cell_bits = np.uint64(int(cells[-1]).bit_length())
     order = np.argsort(cells.astype(np.uint64) << np.uint64(64) - cell_bits | keys >> cell_bits)
@@ -294,7 +235,7 @@ def hash_ranks(cells: np.ndarray, tokens: np.ndarray, values: np.ndarray, seed: 
     return ranks
 
 
-def _mixed(keys: np.ndarray) -> np.ndarray:
+def _mix_bits(keys: np.ndarray) -> np.ndarray:
     """Spread the bits of 64-bit keys (the finaliser of SplitMix64, Steele et al. 2014)."""
     keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

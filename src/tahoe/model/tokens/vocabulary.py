@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import reprlib
+from collections import Counter
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,10 @@ class Vocabulary:
     def read(cls, path: Path) -> Vocabulary:
         """Read a ``vocab.json``."""
         return cls(read_ids(path, "tokens"))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The ids alone: another thread may be about to cache `genes` or `sha256` here."""
+        return {"ids": self.ids}
 
     def write(self, path: Path) -> None:
         """Write a ``vocab.json``, in the order of the ids."""
@@ -93,9 +98,8 @@ def read_ids(path: Path, what: str) -> dict[str, int]:
         raise ModelError(message)
     try:
         content = path.read_bytes()
-        told = stand_in(content[:HEAD], str(path))
-        if told:
-            raise ModelError(told)
+        if description := stand_in(content[:HEAD], str(path)):
+            raise ModelError(description)
         ids = json.loads(content.decode("utf-8"), object_pairs_hook=_each_once)
     except OSError as error:
         message = f"{path.name} in {path.parent} cannot be read: {error.strerror}"
@@ -126,12 +130,9 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Build a mapping; the json module would keep the last of two equal names."""
     content = dict(pairs)
     if len(content) < len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
         message = f"{twice!r} is there twice"
         raise ValueError(message)
-    for name in content:
-        name.encode()  # half of a character, as JSON can write it, is no text
     return content
 
 

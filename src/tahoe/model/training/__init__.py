@@ -1,22 +1,15 @@
 """Train a network: the objective that Tahoe-x1 itself was trained with, and what may be added to it."""
 
-from tahoe.model.training.loop import (
-    Losses,
-    Sampler,
-    TrainingPlan,
-    evaluate,
-    mask_tokens,
-    masked_batch,
-    masked_losses,
-    new_network,
-    train,
-)
+from tahoe.model.training.initialise import new_network
+from tahoe.model.training.loop import Sampler, TrainingPlan, make_optimizer, train
+from tahoe.model.training.objective import Losses, evaluate, mask_tokens, masked_batch, masked_losses
 
 __all__ = [
     "Losses",
     "Sampler",
     "TrainingPlan",
     "evaluate",
+    "make_optimizer",
     "mask_tokens",
     "masked_batch",
     "masked_losses",

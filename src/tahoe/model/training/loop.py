@@ -1,30 +1,26 @@
-"""Train a network to predict the values of masked genes: the objective that Tahoe-x1 itself was trained with."""
+"""Train a network, and go on where training stopped."""
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 
-from tahoe.errors import InputError, ModelError, TahoeWarning
-from tahoe.model.config import N_BINS
-from tahoe.model.network.attention import Spans
-from tahoe.model.network.network import Batch, Network
+from tahoe.errors import ModelError
+from tahoe.model.causes import first_line
+from tahoe.model.training.objective import Losses, mask_tokens, masked_batch, masked_losses
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tahoe.model.config import ModelConfig
+    from tahoe.model.network.network import Network
     from tahoe.model.tokens.tokenizer import Tokens
 
 # Draws the cells of one step from a generator that belongs to this step alone.
@@ -61,115 +57,6 @@ class TrainingPlan:
         return self.final_rate + (1 - self.final_rate) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-@dataclass(frozen=True)
-class Losses:
-    """Mean squared error of the masked values, on the scale of the bins, for each decoder."""
-
-    expression: Tensor
-    mvc: Tensor | None
-
-    @property
-    def total(self) -> Tensor:
-        """What is minimised, the mean over the decoders."""
-        return self.expression if self.mvc is None else (self.expression + self.mvc) / 2
-
-
-def new_network(config: ModelConfig, seed: int = 0, device: str | torch.device = "cpu") -> Network:
-    """Draw a network with random weights: normal of width 0.02, smaller where a residual path ends, zero biases.
-
-    A GPU draws other numbers than a CPU, and the large shapes in a hundredth of the time.
-    """
-    device = torch.device(device)
-    generator = torch.Generator(device).manual_seed(seed)
-    # in float32, without a draw from torch's own generators, which are the caller's
-    drawn_from = [device] if device.type == "cuda" else []
-    with torch.inference_mode(False), device, torch.random.fork_rng(devices=drawn_from):
-        network = Network(config).set_precision(torch.float32)
-    residual_ends = {id(linear) for layer in network.layers for linear in (layer.attention_out, layer.down)}
-    for module in network.modules():
-        if isinstance(module, nn.Linear):
-            scale = (2 * config.n_layers) ** -0.5 if id(module) in residual_ends else 1.0
-            nn.init.normal_(module.weight, std=scale * module.in_features**-0.5, generator=generator)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02 if config.gene_norm else 1.0, generator=generator)
-    if network.drug is not None:
-        nn.init.zeros_(network.drug.fingerprints.weight[:1])  # drug 0 is none
-    _start_on_the_scale_of_bins(network, generator)
-    return network
-
-
-@torch.no_grad()
-def _start_on_the_scale_of_bins(network: Network, generator: torch.Generator) -> None:
-    """Let values be told apart, and predictions be spread over the bins, from the first step on.
-
-    Without biases the hidden units of the value encoder all bend at zero, its norm then takes away the size of a value,
-    and training rests on a plateau until biases have grown; so they start by bending at random bins.
-    """
-    hidden = network.value.hidden
-    hidden.weight.mul_(4 / N_BINS)
-    bends = torch.rand(hidden.bias.shape, generator=generator, dtype=torch.float32, device=generator.device)
-    hidden.bias.copy_(-hidden.weight[:, 0] * bends * N_BINS)
-    spread = 1.0 if network.config.scaled_targets else N_BINS / 4
-    network.expression.out.weight.mul_(spread)
-    if not network.config.scaled_targets:
-        network.expression.out.bias.fill_(N_BINS / 3)
-    if network.mvc is not None:
-        network.mvc.weight.weight.mul_(spread)
-
-
-def mask_tokens(tokens: Tokens, generator: np.random.Generator, probability: float) -> np.ndarray:
-    """Choose which tokens of each cell to mask: a share of its genes, never its own token or that of its drug."""
-    cells, is_gene = tokens.cell_of_token, tokens.is_gene
-    # Special tokens are drawn last, so the first ranks of each cell are a random choice of its genes.
-    draws = np.where(is_gene, generator.random(len(cells)), 2.0)
-    rank = np.empty(len(cells), dtype=np.int64)
-    rank[np.lexsort((draws, cells))] = np.arange(len(cells)) - tokens.bounds[cells]
-    n_genes = np.bincount(cells[is_gene], minlength=len(tokens))
-    return rank < np.floor(n_genes * probability)[cells]
-
-
-def masked_batch(tokens: Tokens, masked: np.ndarray, config: ModelConfig, device: torch.device) -> tuple[Batch, Tensor]:
-    """Make a batch whose masked values are hidden, and the values that are to be predicted."""
-    if not masked.any():
-        raise InputError(_nothing_to_mask(tokens, config))
-    if config.drug_encoder is not None and tokens.drugs is None:
-        message = "a model with a drug encoder sees cells without a drug token; pass drugs= to tokenize(), 0 for none"
-        warnings.warn(message, TahoeWarning, stacklevel=2)
-    values = torch.from_numpy(np.where(masked, np.float32(config.mask_value), tokens.values)).to(device)
-    batch = Batch(
-        torch.from_numpy(tokens.ids).to(device),
-        values,
-        Spans.of(tokens.bounds.tolist(), device),
-        torch.from_numpy(masked).to(device),
-        None if tokens.drugs is None else torch.from_numpy(tokens.drugs).to(device),
-    )
-    targets = torch.from_numpy(tokens.values[masked]).to(device)
-    if config.scaled_targets:
-        targets = (targets - 1) / (N_BINS - 2) * 2 - 1
-    return batch, targets
-
-
-def _nothing_to_mask(tokens: Tokens, config: ModelConfig) -> str:
-    share = f"a share of {config.mask_probability} of their genes, rounded down, is none"
-    return f"there is nothing to mask in these {len(tokens)} cells: {share}; take cells with more genes"
-
-
-def masked_losses(network: Network, batch: Batch, targets: Tensor, attention: str = "sdpa") -> Losses:
-    """Errors of both decoders at the masked tokens."""
-    output_TD = network(batch, attention)
-    masked_T = batch.masked_T
-    expression = F.mse_loss(network.decode(output_TD[masked_T]), targets)
-    if network.mvc is None:
-        return Losses(expression, None)
-    cells = torch.repeat_interleave(batch.cells.device_bounds.diff().long())
-    per_cell = torch.bincount(cells[masked_T], minlength=len(batch.starts_C))
-    genes_TD = network.gene_inputs(batch.ids_T[masked_T])
-    mvc = F.mse_loss(network.mvc(output_TD[batch.starts_C], genes_TD, per_cell), targets)
-    return Losses(expression, mvc)
-
-
 @torch.inference_mode(False)
 @torch.enable_grad()
 def train(
@@ -194,7 +81,7 @@ def train(
     plan
         Steps, rates and seed.
     state_file
-        Where weights and optimiser state are saved (safetensors), and resumed from if the file is there.
+        Where weights and the state of the optimiser are saved (by `torch.save`), and resumed from if the file is there.
     report
         Called after each step, with its number and its losses.
     progress
@@ -207,7 +94,7 @@ def train(
     Raises
     ------
     tahoe.errors.ModelError
-        If `state_file` is that of another network, or the weights are in int8.
+        If `state_file` is that of another network or cannot be read, or the weights are in int8.
     tahoe.errors.InputError
         If there is nothing to mask in the cells of a step.
 
@@ -227,8 +114,9 @@ def train(
     network.check_weights()
     network.train().requires_grad_(True)
     device = next(network.parameters()).device
-    optimizer = _optimizer(network, plan)
-    first = _resume(network, optimizer, state_file) if state_file and state_file.is_file() else 0
+    optimizer = make_optimizer(network, plan)
+    first = _resume(state_file, network, optimizer) if state_file and state_file.is_file() else 0
+    schedule = LambdaLR(optimizer, lambda step: plan.rate(first + step))
     bar = tqdm(range(first, plan.steps), initial=first, total=plan.steps, unit="step", disable=not progress)
     with torch.autocast(device.type, enabled=False):  # that of the caller would hold on the way back, too
         for step in bar:
@@ -236,63 +124,23 @@ def train(
             tokens = sampler(generator)
             masked = mask_tokens(tokens, generator, network.config.mask_probability)
             batch, targets = masked_batch(tokens, masked, network.config, device)
-            for group in optimizer.param_groups:
-                group["lr"] = plan.learning_rate * plan.rate(step)
             with torch.autocast(device.type, torch.bfloat16, enabled=plan.bfloat16):
                 losses = masked_losses(network, batch, targets)
             optimizer.zero_grad(set_to_none=True)
             losses.total.backward()
             nn.utils.clip_grad_norm_(network.parameters(), plan.clip, error_if_nonfinite=True)
             optimizer.step()
+            schedule.step()
             bar.set_postfix(loss=f"{losses.total.item():.2f}", refresh=False)
             if report is not None:
                 report(step, losses)
             if state_file and ((step + 1) % plan.save_every == 0 or step + 1 == plan.steps):
-                _save(network, optimizer, step + 1, state_file)
+                _save(state_file, step + 1, network, optimizer)
     return network.eval().requires_grad_(False)
 
 
-@torch.inference_mode()
-def evaluate(network: Network, tokens: Tokens, *, seed: int = 0, cells_per_batch: int = 32) -> dict[str, float]:
-    """Mean squared errors on masked genes of cells that were held out, for both decoders.
-
-    Which genes are masked depends on `seed` and on the cells. The network may be in the middle of its training.
-
-    Returns
-    -------
-    ``"expression_mse"`` and ``"mvc_mse"``, the errors of the decoders, and ``"constant_mse"``, that of the best
-    constant, the mean of the masked values, which knows nothing of gene or cell.
-
-    Raises
-    ------
-    tahoe.errors.InputError
-        If no cell has enough genes to mask one.
-    """
-    device = next(network.parameters()).device
-    generator = np.random.default_rng(seed)
-    sums, values = np.zeros(2), []
-    for start in range(0, len(tokens), cells_per_batch):
-        part = tokens.cells(start, min(start + cells_per_batch, len(tokens)))
-        masked = mask_tokens(part, generator, network.config.mask_probability)
-        if not masked.any():
-            continue  # one or two genes a cell leave nothing to hide
-        batch, targets = masked_batch(part, masked, network.config, device)
-        with torch.autocast(device.type, enabled=False):
-            losses = masked_losses(network, batch, targets)
-        mvc = losses.mvc if losses.mvc is not None else losses.expression
-        sums += np.array([losses.expression.item(), mvc.item()]) * len(targets)
-        values.append(targets.cpu().numpy())
-    if not values:
-        raise InputError(_nothing_to_mask(tokens, network.config))
-    truth = np.concatenate(values)
-    return {
-        "expression_mse": sums[0] / len(truth),
-        "mvc_mse": sums[1] / len(truth),
-        "constant_mse": float(truth.var()),
-    }
-
-
-def _optimizer(network: Network, plan: TrainingPlan) -> torch.optim.AdamW:
+def make_optimizer(network: Network, plan: TrainingPlan) -> torch.optim.AdamW:
+    """AdamW, whose weight decay holds for matrices alone."""
     tables = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
     weights = list(network.parameters())
     decayed = [w for w in weights if w.ndim > 1 and id(w) not in tables]
@@ -301,29 +149,26 @@ def _optimizer(network: Network, plan: TrainingPlan) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=plan.learning_rate, betas=plan.betas, fused=True)
 
 
-def _save(network: Network, optimizer: torch.optim.AdamW, step: int, path: Path) -> None:
-    tensors: dict[str, Tensor] = {}
-    for name, weight in network.named_parameters():
-        state = optimizer.state[weight]
-        tensors |= {f"weight/{name}": weight.detach()}
-        tensors |= {f"{kind}/{name}": state[kind] for kind in ("exp_avg", "exp_avg_sq") if kind in state}
+def _save(path: Path, step: int, network: Network, optimizer: torch.optim.Optimizer) -> None:
+    """Write the state under another name first: what has this name is whole."""
     partial = path.with_suffix(".partial")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata={"step": str(step)})
+    state = {"step": step, "network": network.state_dict(), "optimizer": optimizer.state_dict()["state"]}
+    torch.save(state, partial)
     partial.replace(path)
 
 
-def _resume(network: Network, optimizer: torch.optim.AdamW, path: Path) -> int:
-    with safe_open(path, framework="pt") as file:
-        step = int(file.metadata()["step"])
-        names = set(file.keys())
-        for name, weight in network.named_parameters():
-            if f"weight/{name}" not in names or tuple(file.get_slice(f"weight/{name}").get_shape()) != weight.shape:
-                message = f"{path} is the state of another network: it has no {name} of shape {tuple(weight.shape)}"
-                raise ModelError(message)
-            weight.data.copy_(file.get_tensor(f"weight/{name}"))
-            if f"exp_avg/{name}" in names:
-                optimizer.state[weight] = {
-                    "step": torch.tensor(float(step), dtype=torch.float32, device=weight.device),
-                    **{kind: file.get_tensor(f"{kind}/{name}").to(weight.device) for kind in ("exp_avg", "exp_avg_sq")},
-                }
+def _resume(path: Path, network: Network, optimizer: torch.optim.Optimizer) -> int:
+    """Take weights and moments from a saved state; rates and weight decay are those of the plan. The next step."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        step, weights, moments = state["step"], state["network"], state["optimizer"]
+    except Exception as error:
+        message = f"{path} is not the state of a training run ({first_line(error)}); remove it to start anew"
+        raise ModelError(message) from error
+    for name, weight in network.state_dict().items():
+        if name not in weights or weights[name].shape != weight.shape:
+            message = f"{path} is the state of another network: it has no {name} of shape {tuple(weight.shape)}"
+            raise ModelError(message)
+    network.load_state_dict(weights)
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     return step

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tahoe.errors import ModelError
-from tahoe.model.training.loop import Losses
+from tahoe.model.training.objective import Losses
 
 if TYPE_CHECKING:
     from tahoe.model.network.attention import Spans
@@ -29,7 +29,7 @@ class Contrast:
     """How much two views of a cell are drawn together, and apart from the other cells of their lot."""
 
     weight: float = 0.0
-    """Beside errors on the scale of bins, which are about 200; 0 leaves the term away."""
+    """Beside errors on the scale of bins, which are about 200; 0 omits the term."""
     temperature: float = 0.1
 
 

@@ -1,7 +1,7 @@
 """Cells for training, drawn on the device where their counts lie: thinned, on a panel of genes, binned and masked.
 
 A view of a cell is what another experiment might have seen of it. All views of a batch have the same number of tokens,
-behind which a cell with fewer genes is filled up, so that a network takes them at once.
+to which a cell with fewer genes is padded, so that a network takes them at once.
 Shapes are written as suffixes: E entries of all cells, C cells, P panels, V tokens of the vocabulary, R views of a
 batch, S entries of these views, N tokens of one view, Q quantile quantiles.
 """
@@ -45,17 +45,17 @@ class Views:
     """Views of cells as tokens, the same number for each, of which the last `n_queried` are to be predicted."""
 
     ids_RN: Tensor
-    """Token ids (int64): the cell's own, visible genes, then those whose value is hidden; padding behind each part."""
+    """Token ids (int64): CLS, visible genes, then those whose value is hidden; each part filled up with padding."""
     values_RN: Tensor
     """Their bins (float32)."""
     is_gene_RN: Tensor
-    """Which tokens are genes: neither the cell's own nor padding."""
+    """Which tokens are genes: neither CLS nor padding."""
     n_queried: int
     """How many tokens at the end of each view hide their value, padding included."""
 
     @property
     def batch(self) -> Batch:
-        """What enters a network. Nobody sees a hidden token but itself, and padding is hidden too."""
+        """What enters a network. No token sees a hidden one but itself, and padding is hidden too."""
         hidden_RN = ~self.is_gene_RN
         hidden_RN[:, 0] = False
         hidden_RN[:, self.ids_RN.shape[1] - self.n_queried :] = True
@@ -90,7 +90,7 @@ def draw_views(
     length
         Tokens of each view. Cells with more keep a random choice of their genes; bins are those of all.
     cell_token, pad_value
-        Token of the cell itself, and its value.
+        CLS token, and its value.
     mask_share
         Share of each view's genes whose value is hidden.
     thin_to_R
@@ -149,10 +149,10 @@ def _places(n_genes_R: Tensor, room: int, mask_share: float) -> tuple[Tensor, Te
     """Which of the randomly ordered genes stands at each place of a view, whether any does, and how many are hidden."""
     n_queried = int(room * mask_share)
     n_R = n_genes_R.clamp(max=room)
-    asked_R = (n_R * mask_share).long()
+    queried_R = (n_R * mask_share).long()
     column_N = torch.arange(room, dtype=torch.int64, device=n_genes_R.device)
-    is_asked_N = column_N >= room - n_queried
-    nth_N = torch.where(is_asked_N, column_N - (room - n_queried), column_N)
-    limit_RN = torch.where(is_asked_N, asked_R[:, None], (n_R - asked_R)[:, None])
-    place_RN = torch.where(is_asked_N, (n_R - asked_R)[:, None] + nth_N, nth_N)
+    is_queried_N = column_N >= room - n_queried
+    nth_N = torch.where(is_queried_N, column_N - (room - n_queried), column_N)
+    limit_RN = torch.where(is_queried_N, queried_R[:, None], (n_R - queried_R)[:, None])
+    place_RN = torch.where(is_queried_N, (n_R - queried_R)[:, None] + nth_N, nth_N)
     return place_RN, nth_N < limit_RN, n_queried
