@@ -94,7 +94,7 @@ class TahoeModel:
         block: sparse.csr_array,
         column_tokens: np.ndarray,
         *,
-        max_length: int | None = None,
+        max_length: int | None = 2048,
         seed: int = 0,
         drugs: np.ndarray | None = None,
     ) -> Tokens:
@@ -108,9 +108,9 @@ class TahoeModel:
             Token id of each column, as `Vocabulary.tokens_of` gives it; -1 for a column to be left out. Columns with
             the same one are added up.
         max_length
-            Most tokens of a cell; `None` is no limit, other than in `tahoe.tl.embed`.
+            Maximum number of tokens per cell; `None` is no limit.
         seed
-            Of the choice of genes in cells with more.
+            Random seed for choosing genes in cells with more.
         drugs
             Drug of each row, for checkpoints with a drug encoder; `None` leaves the drug token away.
 

@@ -100,7 +100,7 @@ def tokenize(
     *,
     config: ModelConfig,
     vocabulary: Vocabulary,
-    max_length: int | None = None,
+    max_length: int | None = 2048,
     seed: int = 0,
     drugs: np.ndarray | None = None,
 ) -> Tokens:
@@ -116,10 +116,10 @@ def tokenize(
     config, vocabulary
         Of the checkpoint.
     max_length
-        Most tokens of a cell, special tokens included; `None` is no limit. Cells with more keep a subset of their genes
+        Maximum number of tokens per cell, special tokens included; `None` is no limit. Cells with more keep a subset of their genes
         that depends only on `seed` and on the cell's own genes and bins.
     seed
-        Of that choice.
+        Random seed for that choice.
     drugs
         Drug of each row, for checkpoints with a drug encoder; `None` leaves the drug token away.
 
