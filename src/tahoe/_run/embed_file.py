@@ -67,10 +67,10 @@ def embed_file(
 ) -> None:
     """Embed the cells of a file into a zarr store, a block at a time: for files larger than memory, and long runs.
 
-    The embeddings are those of `tahoe.tl.embed`. They are written in shards of cells. A shard is there as a whole or not
-    at all, and is never computed twice: a run that was interrupted, or killed, goes on with ``resume=True`` where it
-    stopped. Until all shards are there, the store is in a folder beside `output` whose name ends in ``.partial``. One
-    run at a time writes an output; a second one is told so.
+    The embeddings are those of `tahoe.tl.embed`. They are written in shards of cells. A shard is there as a whole or
+    not at all, and is never computed twice: a run that was interrupted, or killed, goes on with ``resume=True`` where
+    it stopped. Until all shards are there, the store is in a folder beside `output` whose name ends in ``.partial``.
+    One run at a time writes an output; a second one is told so.
 
     With an `output` in h5ad the file is read into memory, and written again with what `tahoe.tl.embed` adds.
 

@@ -40,9 +40,9 @@ def embed(
 ) -> AnnData | None:
     """Embed each cell with Tahoe-x1 :cite:p:`Gandhi2025`.
 
-    The embedding of a cell depends on the cell alone: not on the other cells, their order, or the order of the genes. The
-    network reads ranks within a cell, so counts, size-normalised and log-transformed values give the same result (up to
-    rounding); scaled, corrected or imputed values are refused.
+    The embedding of a cell depends on the cell alone: not on the other cells, their order, or the order of the genes.
+    The network reads ranks within a cell, so counts, size-normalised and log-transformed values give the same result
+    (up to rounding); scaled, corrected or imputed values are refused.
 
     Parameters
     ----------

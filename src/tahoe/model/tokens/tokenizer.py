@@ -116,8 +116,8 @@ def tokenize(
     config, vocabulary
         Of the checkpoint.
     max_length
-        Maximum number of tokens per cell, special tokens included; `None` is no limit. Cells with more keep a subset of their genes
-        that depends only on `seed` and on the cell's own genes and bins.
+        Maximum number of tokens per cell, special tokens included; `None` is no limit. Cells with more keep a subset of
+        their genes that depends only on `seed` and on the cell's own genes and bins.
     seed
         Random seed for that choice.
     drugs
