@@ -94,7 +94,7 @@ def document_parameters(function: F) -> F:
         message = f"{function.__qualname__} describes parameters that it does not have: {', '.join(sorted(unknown))}"
         raise ValueError(message)
     entries = [f"{name}\n{own[name] if name in own else _wrapped(TEXTS[name])}" for name in names]
-    function.__doc__ = "\n".join([before, "Parameters\n----------", *entries, "", after])
+    function.__doc__ = "\n".join([before.rstrip(), "", "Parameters\n----------", *entries, "", after])
     return function
 
 
