@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import tahoe
-from tahoe.errors import InputError
+from tahoe.errors import InputError, TahoeWarning
 
 
 def test_one_cell_matches_the_reference(tiny, tiny_cells, reference):
@@ -93,6 +93,27 @@ def test_pairs_that_few_cells_express_are_left_out(tiny, full_cells):
     np.testing.assert_array_equal(cells.varp["common"].toarray(), np.where(together >= 3, whole, 0))
     assert cells.varp["common"].nnz == (together >= 3).sum() > 0
     np.testing.assert_array_equal(cells.var["common_from_cell"].notna(), present.sum(0) >= 3)
+
+
+def test_groups_with_few_cells(tiny, full_cells):
+    cells = full_cells[:14].copy()
+    cells.obs["kind"] = ["many"] * 11 + ["few"] * 3
+    with pytest.warns(
+        TahoeWarning, match="1 of 2 groups of obs.* fewer than min_cells=10 cells.* empty: 'few'"
+    ) as told:
+        tahoe.tl.attention(cells, tiny, groupby="kind")
+    assert told[0].filename == __file__
+    assert cells.varp["tahoe_attention_few"].nnz == 0
+    assert cells.varp["tahoe_attention_many"].nnz > 0
+    assert cells.uns["tahoe_attention"]["min_cells"] == 10
+    assert cells.uns["tahoe_attention"]["token_budget"] == 1
+    few = full_cells[:9].copy()
+    with pytest.raises(InputError, match="min_cells=10, but adata has 9 cells: nothing would be kept"):
+        tahoe.tl.attention(few, tiny)
+    few.obs["kind"] = ["a"] * 5 + ["b"] * 4
+    with pytest.raises(InputError, match=r"min_cells=6, but no group of obs\['kind'\] has so many"):
+        tahoe.tl.attention(few, tiny, groupby="kind", min_cells=6)
+    assert not few.varp
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ F = TypeVar("F", bound="Callable[..., Any]")
 TEXTS = {
     "adata": (
         "Annotated data matrix, cells × genes, human. In memory (array, CSR, CSC), backed (CSR or dense), or lazy, as"
-        ' `anndata.experimental.read_lazy` gives it (CSR or dense). Columns that ``var["feature_types"]`` does not call'
-        " gene expression take no part."
+        " `anndata.experimental.read_lazy` gives it (CSR or dense). Columns that are not gene expression by"
+        ' ``var["feature_types"]`` take no part.'
     ),
     "model": (
         '``"70m"``, ``"1b"`` or ``"3b"`` (downloaded once), ``"demo"`` (ships with the package, not for science), a'
