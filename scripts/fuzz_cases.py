@@ -229,8 +229,8 @@ class Cases:
             vectors = self.stored(path)
         else:
             with open_source(path) as source:
-                inputs = read_inputs(source, self.model, layer=None, use_raw=False, min_coverage=0)
-                stream = inputs.cell_batches(max_length=2048, seed=0, token_budget=None)
+                inputs = read_inputs(source, self.model, min_coverage=0)
+                stream = inputs.cell_batches(max_length=2048, seed=0)
                 vectors, _ = embed_cells(self.model, stream)
         try:
             adata = anndata.read_zarr(path) if path.suffix == ".zarr" else anndata.read_h5ad(path)

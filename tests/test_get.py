@@ -11,7 +11,7 @@ from tahoe.errors import InputError
 def test_gene_embeddings_match_the_reference(tiny, tiny_cells, reference, cell):
     truth = np.load(reference / "tiny-golden.npz")
     start, stop = truth["indptr"][cell : cell + 2]
-    vectors = tahoe.get.gene_embeddings(tiny_cells, tiny, cell)
+    vectors = tahoe.get.gene_embeddings(tiny_cells, tiny, cell=cell)
     tokens = tiny.vocabulary.tokens_of(vectors.index)
     assert set(tokens) == set(truth["genes"][start + 1 : stop])
     place = {token: i for i, token in enumerate(truth["genes"][start:stop])}
@@ -20,8 +20,8 @@ def test_gene_embeddings_match_the_reference(tiny, tiny_cells, reference, cell):
 
 
 def test_names_and_numbers_mean_the_same_cell(tiny, tiny_cells):
-    by_name = tahoe.get.gene_embeddings(tiny_cells, tiny, "cell9")
-    assert by_name.equals(tahoe.get.gene_embeddings(tiny_cells, tiny, 9))
+    by_name = tahoe.get.gene_embeddings(tiny_cells, tiny, cell="cell9")
+    assert by_name.equals(tahoe.get.gene_embeddings(tiny_cells, tiny, cell=9))
     assert by_name.shape == (1, 64)
     assert "X_tahoe" not in tiny_cells.obsm
     assert "tahoe_match" not in tiny_cells.var
@@ -38,17 +38,17 @@ def test_names_and_numbers_mean_the_same_cell(tiny, tiny_cells):
 )
 def test_no_such_cell(tiny, tiny_cells, cell, message):
     with pytest.raises(InputError, match=message):
-        tahoe.get.gene_embeddings(tiny_cells, tiny, cell)
+        tahoe.get.gene_embeddings(tiny_cells, tiny, cell=cell)
 
 
 def test_attention_matches_the_reference(tiny, tiny_cells, reference):
     truth = np.load(reference / "tiny-golden.npz")
     for layer in (0, 1):
-        for heads in (0, 3, "mean"):
-            ours = tahoe.get.attention(tiny_cells, tiny, 48, network_layer=layer, heads=heads)
+        for heads in (0, 3, None):
+            ours = tahoe.get.attention(tiny_cells, tiny, cell=48, network_layer=layer, heads=heads)
             expected = truth["attn_48"][layer]
-            check_attention(ours, expected.mean(0) if heads == "mean" else expected[heads], truth, 48, tiny)
-    ours = tahoe.get.attention(tiny_cells, tiny, "cell48", network_layer="all", heads=[0, 2])
+            check_attention(ours, expected.mean(0) if heads is None else expected[heads], truth, 48, tiny)
+    ours = tahoe.get.attention(tiny_cells, tiny, cell="cell48", network_layer=None, heads=[0, 2])
     check_attention(ours, truth["attn_48"][:, [0, 2]].mean((0, 1)), truth, 48, tiny)
 
 
@@ -60,7 +60,7 @@ def test_attention_with_drugs_matches_the_reference(reference, read_cells, drug_
     cells.obs["drugs"] = cells.obs["drugs"].where(cells.obs["drugs"] != "not_a_known_drug", None)
     truth = np.load(reference / f"drug-{result}.npz")
     for layer in (0, 1):
-        ours = tahoe.get.attention(cells, model, 7, network_layer=layer, drug_key=drug_key)
+        ours = tahoe.get.attention(cells, model, cell=7, network_layer=layer, drug_key=drug_key)
         assert ("<drug>" in ours.index) == (drug_key is not None)
         check_attention(ours, truth["attn_7"][layer].mean(0), truth, 7, model)
 
@@ -79,7 +79,7 @@ def test_rows_of_attention_sum_to_one(heart, dtype):
     model = tahoe.load_model("demo", dtype=dtype)
     for layer in range(3):
         for head in range(4):
-            weights = tahoe.get.attention(heart, model, 0, network_layer=layer, heads=head, max_length=600)
+            weights = tahoe.get.attention(heart, model, cell=0, network_layer=layer, heads=head, max_length=600)
             assert len(weights) == 600
             np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-5, rtol=0)
     genes = weights.index[1:]
@@ -97,4 +97,4 @@ def test_rows_of_attention_sum_to_one(heart, dtype):
 )
 def test_no_such_layer_or_head(tiny, tiny_cells, options, message):
     with pytest.raises(InputError, match=message):
-        tahoe.get.attention(tiny_cells, tiny, 48, **options)
+        tahoe.get.attention(tiny_cells, tiny, cell=48, **options)

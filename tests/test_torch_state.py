@@ -97,7 +97,7 @@ def everything(cells, folder, dtype):
     tahoe.tl.embed(adata, model)
     tahoe.tl.embed_genes(adata, model)
     tahoe.tl.embed_genes(adata, model, context=False, key_added="inputs")
-    tahoe.tl.attention(adata, model, genes=list(adata.var_names[:40]))
+    tahoe.tl.attention(adata, model, min_cells=1, genes=list(adata.var_names[:40]))
     tahoe.tl.predict_expression(adata, model)
     tahoe.tl.predict_expression(adata, model, genes=["CD3D", "CD14"], decoder="mvc", key_added="asked")
     tahoe.tl.predict_expression(adata, model, mask_fraction=0.3, key_added="hidden")
@@ -109,8 +109,8 @@ def everything(cells, folder, dtype):
         "predicted": adata.layers["tahoe_expression"].toarray(),
         "asked": adata.obsm["asked"].to_numpy(),
         "hidden": adata.layers["hidden"].toarray(),
-        "one cell": tahoe.get.gene_embeddings(adata, model, 3).to_numpy(),
-        "its attention": tahoe.get.attention(adata, model, 3).to_numpy(),
+        "one cell": tahoe.get.gene_embeddings(adata, model, cell=3).to_numpy(),
+        "its attention": tahoe.get.attention(adata, model, cell=3).to_numpy(),
     }
 
 

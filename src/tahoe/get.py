@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -11,12 +11,14 @@ from tahoe._cells.objects import check_adata
 from tahoe._cells.slots import row_of
 from tahoe._run.inputs import check_at_least, choose_heads, choose_network_layers, read_inputs
 from tahoe._run.means import mean_of_heads, places_of
+from tahoe._run.parameters import document_parameters
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
 
+    import torch
     from anndata import AnnData
 
     from tahoe._run.inputs import Inputs
@@ -25,30 +27,22 @@ if TYPE_CHECKING:
 __all__ = ["attention", "gene_embeddings"]
 
 
+@document_parameters
 def gene_embeddings(
     adata: AnnData,
-    model: str | os.PathLike[str] | TahoeModel,
-    cell: str | int,
+    model: str | os.PathLike[str] | TahoeModel = "70m",
     *,
+    cell: str | int,
     layer: str | None = None,
     use_raw: bool = False,
     drug_key: str | None = None,
     drugs: str | os.PathLike[str] | Mapping[str, int] | None = None,
     max_length: int = 2048,
     seed: int = 0,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
 ) -> pd.DataFrame:
-    """Contextual vectors of the genes of one cell: the outputs of the network at their tokens.
-
-    Parameters
-    ----------
-    adata
-        Annotated data matrix, cells × genes, human. It is not changed.
-    model
-        As for `tahoe.tl.embed`. Load it once with `tahoe.load_model` to look at several cells.
-    cell
-        Name of the cell in ``adata.obs_names``, or its number, from 0.
-    layer, use_raw, drug_key, drugs, max_length, seed
-        As for `tahoe.tl.embed`.
+    """Contextual embeddings of the genes of one cell: the outputs of the network at their tokens.
 
     Returns
     -------
@@ -64,51 +58,53 @@ def gene_embeddings(
     --------
     >>> import tahoe
     >>> adata = tahoe.datasets.pbmc68k()
-    >>> genes = tahoe.get.gene_embeddings(adata, "demo", 0)
+    >>> genes = tahoe.get.gene_embeddings(adata, "demo", cell=0)
     >>> genes.shape[1]
     128
     """
-    inputs, tokens = _one_cell(adata, model, cell, layer, use_raw, drug_key, drugs, max_length, seed)
+    inputs, tokens = _one_cell(
+        adata,
+        model,
+        cell,
+        layer=layer,
+        use_raw=use_raw,
+        drug_key=drug_key,
+        drugs=drugs,
+        max_length=max_length,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+    )
     places, columns = _genes_in_order(inputs, tokens)
-    vectors = inputs.model.embed_tokens(tokens).cpu().numpy()
-    return pd.DataFrame(vectors[places], index=inputs.matrix.var.index[columns])
+    embeddings = inputs.model.embed_tokens(tokens).cpu().numpy()
+    return pd.DataFrame(embeddings[places], index=inputs.matrix.var.index[columns])
 
 
+@document_parameters
 def attention(
     adata: AnnData,
-    model: str | os.PathLike[str] | TahoeModel,
-    cell: str | int,
+    model: str | os.PathLike[str] | TahoeModel = "70m",
     *,
-    network_layer: int | Sequence[int] | str = -1,
-    heads: int | Sequence[int] | str = "mean",
+    cell: str | int,
+    network_layer: int | Sequence[int] | None = -1,
+    heads: int | Sequence[int] | None = None,
     layer: str | None = None,
     use_raw: bool = False,
     drug_key: str | None = None,
     drugs: str | os.PathLike[str] | Mapping[str, int] | None = None,
     max_length: int = 2048,
     seed: int = 0,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
 ) -> pd.DataFrame:
     """Attention among the tokens of one cell.
-
-    Parameters
-    ----------
-    adata
-        Annotated data matrix, cells × genes, human. It is not changed.
-    model
-        As for `tahoe.tl.embed`. Load it once with `tahoe.load_model` to look at several cells.
-    cell
-        Name of the cell in ``adata.obs_names``, or its number, from 0.
-    network_layer, heads
-        As for `tahoe.tl.attention`: one, or several to be averaged.
-    layer, use_raw, drug_key, drugs, max_length, seed
-        As for `tahoe.tl.embed`.
 
     Returns
     -------
     Tokens × tokens, float32: row ``i``, column ``j`` says how much token ``i`` attends to token ``j``, and each row
-    sums to one. First comes the cell's own token, ``"<cls>"`` (with `drug_key`, ``"<drug>"`` behind it), then the genes
-    that the cell expresses and the model knows, in the order and by the names of ``adata.var`` (of ``adata.raw.var``
-    with `use_raw`).
+    sums to one. First comes the CLS token, ``"<cls>"`` (with `drug_key`, ``"<drug>"`` behind it), then the genes that
+    the cell expresses and the model knows, in the order and by the names of ``adata.var`` (of ``adata.raw.var`` with
+    `use_raw`). The mean over `network_layer` and `heads`.
 
     Raises
     ------
@@ -120,11 +116,23 @@ def attention(
     --------
     >>> import tahoe
     >>> adata = tahoe.datasets.pbmc68k()
-    >>> weights = tahoe.get.attention(adata, "demo", 0, heads=2)
+    >>> weights = tahoe.get.attention(adata, "demo", cell=0, heads=2)
     >>> weights.index[0]
     '<cls>'
     """
-    inputs, tokens = _one_cell(adata, model, cell, layer, use_raw, drug_key, drugs, max_length, seed)
+    inputs, tokens = _one_cell(
+        adata,
+        model,
+        cell,
+        layer=layer,
+        use_raw=use_raw,
+        drug_key=drug_key,
+        drugs=drugs,
+        max_length=max_length,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+    )
     layers = choose_network_layers(network_layer, inputs.model.config.n_layers)
     chosen = choose_heads(heads, inputs.model.config.n_heads)
     of_layers: list[np.ndarray] = []
@@ -143,18 +151,16 @@ def _one_cell(
     adata: AnnData,
     model: str | os.PathLike[str] | TahoeModel,
     cell: str | int,
-    layer: str | None,
-    use_raw: bool,
-    drug_key: str | None,
-    drugs: str | os.PathLike[str] | Mapping[str, int] | None,
+    *,
     max_length: int,
     seed: int,
+    **options: Any,
 ) -> tuple[Inputs, Tokens]:
-    """What a verb needs, and the tokens of one cell."""
+    """What a verb needs, and the tokens of one cell; `options` are those of `read_inputs`."""
     check_adata(adata)
     check_at_least(max_length=(max_length, 2))
     row = row_of(adata, cell)
-    inputs = read_inputs(adata, model, layer=layer, use_raw=use_raw, whole=False, drug_key=drug_key, drugs=drugs)
+    inputs = read_inputs(adata, model, **options, whole=False)
     block = next(inputs.matrix.checked_blocks(inputs.column_tokens >= 0, row, row + 1))
     of_cell = None if inputs.drugs is None else inputs.drugs[row : row + 1]
     tokens = inputs.model.tokenize(block, inputs.column_tokens, max_length=max_length, seed=seed, drugs=of_cell)

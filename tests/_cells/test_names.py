@@ -103,7 +103,7 @@ def test_what_names_point_to(cells, demo, kind):
     genes = [f"gene {i}" for i in range(cells.n_vars) if cells.var_names[i] in demo.vocabulary.genes][:50]
     for each in (adata, plain):
         tahoe.tl.embed_genes(each, demo, groupby="donor", max_length=60)
-        tahoe.tl.attention(each, demo, genes=genes, max_length=60)
+        tahoe.tl.attention(each, demo, min_cells=1, genes=genes, max_length=60)
         tahoe.tl.predict_expression(each, demo, genes=genes[:2], max_length=60)
     assert sorted(adata.varm) == sorted(plain.varm) == ["tahoe_ann", "tahoe_bob", "tahoe_cy", "tahoe_n_cells"]
     np.testing.assert_array_equal(adata.varm["tahoe_ann"], plain.varm["tahoe_ann"])
@@ -112,9 +112,9 @@ def test_what_names_point_to(cells, demo, kind):
     np.testing.assert_array_equal(asked.to_numpy(), expected.to_numpy())
     assert asked.columns.tolist() == expected.columns.tolist()
     for look in (tahoe.get.gene_embeddings, tahoe.get.attention):
-        by_name, by_number = (look(adata, demo, cell, max_length=60) for cell in ("cell3", 3))
+        by_name, by_number = (look(adata, demo, cell=cell, max_length=60) for cell in ("cell3", 3))
         pd.testing.assert_frame_equal(by_name, by_number)
-        assert by_name.index.tolist() == look(plain, demo, 3, max_length=60).index.tolist()
+        assert by_name.index.tolist() == look(plain, demo, cell=3, max_length=60).index.tolist()
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -186,8 +186,8 @@ def test_names_and_columns_with_missing_values(cells, demo, truth, tmp_path, wri
     assert np.flatnonzero(after.var_names.isna()).tolist() == [7]
     tahoe.tl.embed(adata, demo, max_length=100)
     np.testing.assert_array_equal(adata.obsm["X_tahoe"], truth.obsm["X_tahoe"])
-    assert tahoe.get.gene_embeddings(adata, demo, "cell3", max_length=60).shape[0] > 10
+    assert tahoe.get.gene_embeddings(adata, demo, cell="cell3", max_length=60).shape[0] > 10
     with pytest.raises(InputError, match=r"did you mean 'cell11'"):
-        tahoe.get.gene_embeddings(adata, demo, "cell111")
+        tahoe.get.gene_embeddings(adata, demo, cell="cell111")
     with pytest.raises(InputError, match=r"near: .*'gene 9"):
-        tahoe.tl.attention(adata, demo, genes=["gene  9"])
+        tahoe.tl.attention(adata, demo, min_cells=1, genes=["gene  9"])

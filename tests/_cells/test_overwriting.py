@@ -60,7 +60,7 @@ def test_again_after_concat(cells, model):
 VERBS = {
     "obsm": (tahoe.tl.embed, {}),
     "varm": (tahoe.tl.embed_genes, {"groupby": "half"}),
-    "varp": (tahoe.tl.attention, {"top_k": 5}),
+    "varp": (tahoe.tl.attention, {"top_k": 5, "min_cells": 1}),
     "layers": (tahoe.tl.predict_expression, {}),
     "obs": (tahoe.tl.predict_expression, {"mask_fraction": 0.2}),
 }

@@ -23,7 +23,7 @@ VERBS = {
     "embed_genes": (tahoe.tl.embed_genes, {}, {"varm": "own", "uns": "own"}),
     "embed_genes by group": (tahoe.tl.embed_genes, {"groupby": "kind"}, {"varm": "own_a"}),
     "counts of cells": (tahoe.tl.embed_genes, {}, {"varm": "own_n_cells"}),
-    "attention": (tahoe.tl.attention, {}, {"varp": "own", "var": "own_from_cell"}),
+    "attention": (tahoe.tl.attention, {"min_cells": 1}, {"varp": "own", "var": "own_from_cell"}),
     "predict_expression": (tahoe.tl.predict_expression, {"mask_fraction": 0.2}, {"layers": "own", "obs": "own_mse"}),
     "asked": (tahoe.tl.predict_expression, {"genes": "asked"}, {"obsm": "own"}),
     "record": (tahoe.tl.embed, {}, {"uns": "own"}),
@@ -98,15 +98,15 @@ def test_each_embedding_has_its_own_numbers_of_genes(tiny, tiny_cells, full_cell
     first = cells.obs["tahoe_n_genes"].copy()
     tahoe.tl.embed(cells, tiny, mask_var=half, key_added="X_half")
     pd.testing.assert_series_equal(cells.obs["tahoe_n_genes"], first)
-    assert (cells.obs["X_half_n_genes"] < first).all()
-    assert list(cells.obs) == ["tahoe_n_genes", "X_half_n_genes"]
+    assert (cells.obs["half_n_genes"] < first).all()
+    assert list(cells.obs) == ["tahoe_n_genes", "half_n_genes"]
     cells.write_h5ad(tmp_path / "cells.h5ad")
     tahoe.embed_file(tmp_path / "cells.h5ad", tmp_path / "third.zarr", tiny, key_added="X_third", columns=True)
     store = anndata.read_zarr(tmp_path / "third.zarr")
-    assert list(store.obs) == ["tahoe_n_genes", "X_half_n_genes", "X_third_n_genes"]
-    assert store.obs["X_third_n_genes"].tolist() == first.tolist()
+    assert list(store.obs) == ["tahoe_n_genes", "half_n_genes", "third_n_genes"]
+    assert store.obs["third_n_genes"].tolist() == first.tolist()
     cells = tiny_cells[4:6].copy()  # the second is empty
-    with pytest.warns(TahoeWarning, match=r"adata\[adata.obs\['X_half_n_genes'\] > 0\]"):
+    with pytest.warns(TahoeWarning, match=r"adata\[adata.obs\['half_n_genes'\] > 0\]"):
         tahoe.tl.embed(cells, tiny, key_added="X_half")
 
 
@@ -117,7 +117,7 @@ def test_a_group_keeps_its_vectors_or_is_refused(tiny, full_cells, group):
     with pytest.raises(InputError, match=f"the group '{group}' of obs\\['kind'\\] would go to 'tahoe_n_cells'"):
         tahoe.tl.embed_genes(cells, tiny, groupby="kind")
     assert not cells.varm
-    tahoe.tl.attention(cells, tiny, groupby="kind")
+    tahoe.tl.attention(cells, tiny, min_cells=1, groupby="kind")
     assert len(cells.varp) == 2
 
 

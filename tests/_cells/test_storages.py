@@ -128,7 +128,7 @@ def looked_into(adata, model):
         warnings.simplefilter("ignore", anndata.ImplicitModificationWarning)  # of a view
         genes = adata.var_names[np.isin(adata.var_names, model.vocabulary.genes)][:200].tolist()
         tahoe.tl.embed_genes(adata, model, max_length=120)
-        tahoe.tl.attention(adata, model, max_length=120, genes=genes)
+        tahoe.tl.attention(adata, model, min_cells=1, max_length=120, genes=genes)
         tahoe.tl.predict_expression(adata, model, max_length=120, mask_fraction=0.2)
         tahoe.tl.predict_expression(adata, model, max_length=120, genes=genes[:3], key_added="asked")
     return {
@@ -138,7 +138,7 @@ def looked_into(adata, model):
         "predicted": adata.layers["tahoe_expression"].toarray(),
         "error": np.asarray(adata.obs["tahoe_expression_mse"]),
         "asked": np.asarray(adata.obsm["asked"]),
-        "attention of a cell": tahoe.get.attention(adata, model, 3, max_length=120).to_numpy(),
+        "attention of a cell": tahoe.get.attention(adata, model, cell=3, max_length=120).to_numpy(),
     }
 
 
@@ -195,8 +195,8 @@ def test_a_view_of_a_file_does_not_load_its_parent(files, demo, monkeypatch):
         patch.setattr(h5py.Dataset, "__getitem__", None)
         with pytest.raises(InputError, match=r"view.*to_memory"):
             tahoe.tl.embed(adata[:3], demo)
-    part = tahoe.get.gene_embeddings(adata[:3], demo, 1)
-    whole = tahoe.get.gene_embeddings(adata, demo, 1)
+    part = tahoe.get.gene_embeddings(adata[:3], demo, cell=1)
+    whole = tahoe.get.gene_embeddings(adata, demo, cell=1)
     pd.testing.assert_frame_equal(part, whole)
 
 

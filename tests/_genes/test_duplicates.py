@@ -168,14 +168,14 @@ def test_gene_vectors_stand_at_one_column_of_each_gene(summed, whole):
 
 def test_attention_stands_at_one_column_of_each_gene(summed, whole):
     for adata in (summed, whole):
-        tahoe.tl.attention(adata, "demo")
+        tahoe.tl.attention(adata, "demo", min_cells=1)
     places = summed.var_names.get_indexer(own_column(summed)[whole.var["tahoe_gene"]])
     got = summed.varp["tahoe_attention"]
     assert abs(got[places][:, places] - whole.varp["tahoe_attention"]).max() == 0
     assert got.nnz == whole.varp["tahoe_attention"].nnz
     # whichever of its columns a gene is asked for by
     asked = summed.var_names[(summed.var["tahoe_match"] == "summed").to_numpy()][:8]
-    tahoe.tl.attention(summed, "demo", genes=list(asked), key_added="asked")
+    tahoe.tl.attention(summed, "demo", min_cells=1, genes=list(asked), key_added="asked")
     assert 0 < summed.varp["asked"].nnz <= 64
 
 
@@ -204,11 +204,11 @@ def test_columns_that_bear_one_name_are_one_gene(summed, whole):
 
 
 def test_single_cells(summed, whole):
-    got = tahoe.get.gene_embeddings(summed, "demo", 3)
-    expected = tahoe.get.gene_embeddings(whole, "demo", 3)
+    got = tahoe.get.gene_embeddings(summed, "demo", cell=3)
+    expected = tahoe.get.gene_embeddings(whole, "demo", cell=3)
     names = own_column(summed)[whole.var.loc[expected.index, "tahoe_gene"]]
     np.testing.assert_array_equal(got.loc[names], expected)
-    assert len(tahoe.get.attention(summed, "demo", 3)) == len(expected) + 1
+    assert len(tahoe.get.attention(summed, "demo", cell=3)) == len(expected) + 1
 
 
 def test_a_mask_adds_up_what_it_selects(summed, whole):

@@ -104,7 +104,7 @@ def test_a_gene_is_asked_for_by_the_name_that_an_antibody_bears_too(rna):
     both = joined(rna)
     for adata in (both, rna):
         tahoe.tl.predict_expression(adata, "demo", genes=["CD3D", "CD3E"])
-        tahoe.tl.attention(adata, "demo", genes=["CD3D", "CD3E"])
+        tahoe.tl.attention(adata, "demo", min_cells=1, genes=["CD3D", "CD3E"])
     np.testing.assert_array_equal(both.obsm["tahoe_expression"], rna.obsm["tahoe_expression"])
     assert both.varp["tahoe_attention"].sum() == rna.varp["tahoe_attention"].sum() > 0
 
@@ -182,7 +182,7 @@ def test_columns_that_no_model_reads_are_not_judged(rna, bad, tmp_path):
     )
     more.write_h5ad(tmp_path / "cells.h5ad")
     assert vectors(more) == want
-    weights = tahoe.get.attention(more, "demo", 0)
+    weights = tahoe.get.attention(more, "demo", cell=0)
     assert np.isfinite(weights.to_numpy()).all()
     tahoe.embed_file(tmp_path / "cells.h5ad", tmp_path / "out.zarr", "demo")
     assert np.asarray(anndata.read_zarr(tmp_path / "out.zarr").obsm["X_tahoe"]).tobytes() == want

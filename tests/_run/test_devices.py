@@ -44,12 +44,12 @@ def test_all_verbs_do_without_float64(tiny, full_cells):
     tahoe.tl.embed(cells, tiny)
     tahoe.tl.embed_genes(cells, tiny)
     tahoe.tl.embed_genes(cells, tiny, context=False, key_added="input")
-    tahoe.tl.attention(cells, tiny, network_layer="all")
-    tahoe.tl.attention(cells, tiny, heads=[0, 2], key_added="two")
+    tahoe.tl.attention(cells, tiny, min_cells=1, network_layer=None)
+    tahoe.tl.attention(cells, tiny, min_cells=1, heads=[0, 2], key_added="two")
     for number, options in enumerate(({}, {"mask_fraction": 0.2}, {"genes": known[:3]}, {"decoder": "mvc"})):
         tahoe.tl.predict_expression(cells, tiny, key_added=f"predicted_{number}", **options)
-    assert np.isfinite(tahoe.get.gene_embeddings(cells, tiny, 0).to_numpy()).all()
-    np.testing.assert_allclose(tahoe.get.attention(cells, tiny, 0).sum(axis=1), 1, rtol=1e-5)
+    assert np.isfinite(tahoe.get.gene_embeddings(cells, tiny, cell=0).to_numpy()).all()
+    np.testing.assert_allclose(tahoe.get.attention(cells, tiny, cell=0).sum(axis=1), 1, rtol=1e-5)
     assert cells.varp["two"].nnz == cells.varp["tahoe_attention"].nnz > 0
 
 

@@ -77,7 +77,7 @@ from tahoe.model.training import TrainingPlan, train
 
 def work(_):
     adata, model = cells(), tahoe.load_model("demo").copy("mine")
-    tahoe.tl.attention(adata, model, top_k=5)
+    tahoe.tl.attention(adata, model, min_cells=1, top_k=5)
     tahoe.tl.predict_expression(adata, model)
     tokens = model.tokenize(adata.X[:4], model.vocabulary.tokens_of(adata.var["tahoe_gene"]), max_length=64)
     train(model.network, lambda _: tokens, TrainingPlan(steps=1), progress=False)

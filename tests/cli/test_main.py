@@ -93,13 +93,17 @@ def test_embed_into_a_file(cells, vectors, tmp_path):
 def test_like_repeats_a_run(cells, tmp_path, kind):
     first, again = tmp_path / f"first.{kind}", tmp_path / "again.zarr"
     options = ["--layer", "counts", "--seed", "3", "--no-normalize", "--key-added", "X_mine", "--organism", "human"]
+    options += ["--attention", "eager", "--token-budget", "3000"]
     assert run("embed", cells, "-o", first, *FAST, *options) == 0
+    assert (tahoe.settings.attention, tahoe.settings.token_budget) == (None, None)
     assert run("embed", "--like", first, "-o", again) == 0
     before = anndata.read_zarr(first) if kind == "zarr" else anndata.read_h5ad(first)
     after = anndata.read_zarr(again)
     np.testing.assert_array_equal(after.obsm["X_mine"], before.obsm["X_mine"])
     for key, value in before.uns["X_mine"].items():
         np.testing.assert_array_equal(after.uns["X_mine"][key], value)
+    assert after.uns["X_mine"]["attention"] == "eager"
+    assert after.uns["X_mine"]["token_budget"] == 3000
     # what is given wins
     other = tmp_path / "other.zarr"
     assert run("embed", "--like", first, "-o", other, "--seed", "4") == 0
@@ -197,6 +201,7 @@ def test_info_of_a_model_that_is_not_there_downloads_nothing(tmp_path, capsys, m
         (["embed", "-o", "out.zarr"], 2, "Missing argument 'SOURCE'"),
         (["embed", "CELLS"], 2, "Missing option"),
         (["embed", "CELLS", "-o", "out.zarr", "--seed", "x"], 2, "not a valid integer"),
+        (["embed", "CELLS", "-o", "out.zarr", "--token-budget", "0"], 2, "not in the range x>=1"),
         (["embed", "nothing.h5ad", "-o", "out.zarr"], 1, "'nothing.h5ad' does not exist"),
         (["embed", "nothing.h5ad", "-o", "out.h5ad"], 1, "'nothing.h5ad' does not exist"),
         (["embed", "CELLS", "-o", "out.zarr", "--model", "dem"], 1, "did you mean 'demo'"),

@@ -18,7 +18,8 @@ def cells():
     cells.obs["kind"] = np.where(cells.obs["bulk_labels"] == "Dendritic", "a/b", "other")
     with tahoe.settings.override(progress=False):
         tahoe.tl.attention(cells, "demo", min_cells=5)
-        tahoe.tl.attention(cells, "demo", groupby="kind", key_added="by_kind", genes=["CD74", "HLA-DRA", "CD3D"])
+        genes = ["CD74", "HLA-DRA", "CD3D"]
+        tahoe.tl.attention(cells, "demo", genes=genes, min_cells=1, groupby="kind", key_added="by_kind")
     return cells
 
 

@@ -68,7 +68,9 @@ def test_a_name_that_several_columns_bear(cells):
     found = tahoe.pl.gene_neighbors(twice, "NKG7", min_cells=5)
     assert names(found) == names(tahoe.pl.gene_neighbors(cells, "NKG7", min_cells=5))
     twice.var_names = [*names_before[: place + 1], *["NKG7"] * (len(names_before) - place - 1)]
-    with pytest.raises(InputError, match=r"is the name of \d+ columns with a vector; call adata.var_names_make_unique"):
+    with pytest.raises(
+        InputError, match=r"is the name of \d+ columns with an embedding; call adata.var_names_make_unique"
+    ):
         tahoe.pl.gene_neighbors(twice, "NKG7")
 
 
@@ -79,10 +81,10 @@ def test_a_name_that_several_columns_bear(cells):
         ("NKG7", {"key": "nothing"}, r"varm\['nothing'\] does not exist; call tahoe.tl.embed_genes\(adata\) first"),
         ("NKG7", {"key": "by_kind"}, r"uns\['by_kind'\] has 2 groups; pass group=, such as 'a/b'"),
         ("NKG7", {"key": "by_kind", "group": "othr"}, "group='othr' is not among.*such as 'other'"),
-        ("NKG7", {"group": "other"}, "which has 0: none; leave group= away"),
+        ("NKG7", {"group": "other"}, "which has 0: none; omit group="),
         ("NKG7", {"n_neighbors": 0}, "n_neighbors=0"),
         ("NKG7", {"min_cells": 10_000}, "expressed in min_cells=10000 cells; lower it"),
-        ("TNFRSF17", {}, "gene='TNFRSF17' has no vector"),
+        ("TNFRSF17", {}, "gene='TNFRSF17' has no embedding"),
     ],
 )
 def test_bad_arguments(cells, gene, options, message):

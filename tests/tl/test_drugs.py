@@ -46,7 +46,7 @@ def test_matches_the_reference(cells, model, reference, drug_key, result):
 def test_gene_vectors_match_the_reference(cells, model, reference):
     truth = np.load(reference / "drug-with_drug.npz")
     start, stop = truth["indptr"][13:15]
-    vectors = tahoe.get.gene_embeddings(cells, model, 13, drug_key="drugs")
+    vectors = tahoe.get.gene_embeddings(cells, model, cell=13, drug_key="drugs")
     tokens = model.vocabulary.tokens_of(vectors.index)
     place = {token: i for i, token in enumerate(truth["genes"][start:stop])}
     expected = truth["gene_emb_13"][[place[token] for token in tokens]]
@@ -109,6 +109,6 @@ def test_all_verbs_know_drugs(cells, model, tiny, verb):
 
 
 def test_genes_attend_to_the_drug(cells, model):
-    with_drug = tahoe.get.attention(cells, model, 13, drug_key="drugs")
+    with_drug = tahoe.get.attention(cells, model, cell=13, drug_key="drugs")
     assert with_drug.index[:2].tolist() == ["<cls>", "<drug>"]
     assert (with_drug["<drug>"] > 0).all()

@@ -55,7 +55,7 @@ def test_mean_of_single_cells_in_float64(tiny, full_cells):
     cells = full_cells[:20].copy()
     sums, n_cells = np.zeros((cells.n_vars, 64)), np.zeros(cells.n_vars)
     for cell in cells.obs_names:
-        vectors = tahoe.get.gene_embeddings(cells, tiny, cell)
+        vectors = tahoe.get.gene_embeddings(cells, tiny, cell=cell)
         places = cells.var_names.get_indexer(vectors.index)
         assert (np.diff(places) > 0).all()
         sums[places] += vectors
@@ -63,7 +63,8 @@ def test_mean_of_single_cells_in_float64(tiny, full_cells):
     tahoe.tl.embed_genes(cells, tiny)
     seen = n_cells > 0
     np.testing.assert_allclose(cells.varm["tahoe"][seen], sums[seen] / n_cells[seen, None], atol=1e-6, rtol=0)
-    tahoe.tl.embed_genes(cells, tiny, token_budget=5000)
+    with tahoe.settings.override(token_budget=5000):
+        tahoe.tl.embed_genes(cells, tiny)
     np.testing.assert_allclose(cells.varm["tahoe"][seen], sums[seen] / n_cells[seen, None], atol=3e-6, rtol=0)
 
 

@@ -96,7 +96,8 @@ def test_same_for_every_order_and_storage_of_the_cells(tiny, full_cells):
         obs=full_cells.obs[[]].iloc[rows],
         var=full_cells.var[["tahoe_gene"]].iloc[columns],
     )
-    tahoe.tl.predict_expression(other, tiny, mask_fraction=0.3, token_budget=3000)
+    with tahoe.settings.override(token_budget=3000):
+        tahoe.tl.predict_expression(other, tiny, mask_fraction=0.3)
     expected = full_cells.layers[NAME][rows][:, columns].toarray()
     np.testing.assert_allclose(other.layers[NAME].toarray(), expected, rtol=0, atol=2e-5)
     other_scores = other.obs.loc[full_cells.obs_names, f"{NAME}_mse"]
@@ -148,7 +149,8 @@ def test_many_genes_go_in_several_passes(tiny, full_cells, monkeypatch):
         whole = cells.obsm[NAME]
         with monkeypatch.context() as patch:
             patch.setattr("tahoe._run.predictions.GENES_AT_ONCE", 7)
-            tahoe.tl.predict_expression(cells, tiny, genes=known, decoder=decoder, token_budget=500)
+            with tahoe.settings.override(token_budget=500):
+                tahoe.tl.predict_expression(cells, tiny, genes=known, decoder=decoder)
         # a gene is hidden also from the passes in which others are asked for
         np.testing.assert_allclose(cells.obsm[NAME], whole, rtol=0, atol=2e-5)
 

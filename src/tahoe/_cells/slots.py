@@ -139,8 +139,8 @@ def copy_or_self(adata: AnnData, copy: bool) -> AnnData:
 
 
 def n_genes_name(key: str) -> str:
-    """Column of ``obs`` that says how many genes each cell of an embedding has."""
-    return "tahoe_n_genes" if key == "X_tahoe" else f"{key}_n_genes"
+    """Column of ``obs`` that says how many genes each cell of an embedding has, named as scanpy does: without "X_"."""
+    return f"{key.removeprefix('X_')}_n_genes"
 
 
 def slot_names(key: str, groups: Sequence[str], groupby: str | None, *, taken: str | None = None) -> list[str]:

@@ -28,11 +28,10 @@ def embed_in_place(
     adata: AnnData,
     model: str | os.PathLike[str] | TahoeModel,
     *,
-    key_added: str,
-    max_length: int,
     normalize: bool,
+    max_length: int,
     seed: int,
-    token_budget: int | None,
+    key_added: str,
     **options: Any,
 ) -> dict[str, Any]:
     """Embed the cells, write embeddings, numbers of genes and provenance, and give the provenance.
@@ -43,8 +42,8 @@ def embed_in_place(
     inputs = read_inputs(adata, model, **options)
     log.info("embedding %d cells of %s with %r", inputs.matrix.n_cells, inputs.matrix.slot, inputs.model)
     # before the work: the hash of the weights needs their file
-    record = inputs.record(max_length=max_length, normalize=normalize, seed=seed, token_budget=token_budget)
-    parameters: dict[str, Any] = {"max_length": max_length, "seed": seed, "token_budget": token_budget}
+    record = inputs.record(max_length=max_length, normalize=normalize, seed=seed)
+    parameters: dict[str, Any] = {"max_length": max_length, "seed": seed}
     if inputs.matrix.is_lazy:
         task = inputs.task(**parameters, normalize=normalize)
         obsm = {key_added: embed_lazily(inputs.matrix.values, task, inputs.model.config.d_model)}

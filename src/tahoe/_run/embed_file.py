@@ -18,6 +18,7 @@ from tahoe._run.cluster import EmbeddingTask, cluster
 from tahoe._run.embed_whole import embed_whole
 from tahoe._run.inputs import Inputs, check_at_least, read_inputs
 from tahoe._run.lock import sole_run
+from tahoe._run.parameters import document_parameters
 from tahoe._run.shards import Store
 from tahoe.errors import InputError, TahoeError, TahoeWarning
 from tahoe.model.causes import first_line, why_not_written
@@ -37,40 +38,39 @@ log = logging.getLogger(__name__)
 STORED_DTYPES = ("float32", "float16")
 
 
+@document_parameters
 def embed_file(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
     model: str | os.PathLike[str] | TahoeModel = "70m",
     *,
-    layer: str | None = None,
-    use_raw: bool = False,
-    mask_var: str | None = None,
+    normalize: bool = True,
     gene_key: str | None = None,
     organism: str | None = None,
     duplicates: str | None = None,
-    drug_key: str | None = None,
-    drugs: str | os.PathLike[str] | Mapping[str, int] | None = None,
-    max_length: int = 2048,
-    min_coverage: float = 0.5,
-    normalize: bool = True,
-    seed: int = 0,
-    key_added: str = "X_tahoe",
     columns: bool = False,
     stored_dtype: str = "float32",
     shard_cells: int = 4096,
     resume: bool = False,
     client: Any = None,
+    layer: str | None = None,
+    use_raw: bool = False,
+    mask_var: str | None = None,
+    drug_key: str | None = None,
+    drugs: str | os.PathLike[str] | Mapping[str, int] | None = None,
+    max_length: int = 2048,
+    min_coverage: float = 0.5,
+    seed: int = 0,
+    key_added: str = "X_tahoe",
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
-    attention: str | None = None,
-    token_budget: int | None = None,
 ) -> None:
     """Embed the cells of a file into a zarr store, a block at a time: for files larger than memory, and long runs.
 
-    The vectors are those of `tahoe.tl.embed`. They are written in shards of cells. A shard is there as a whole or not
-    at all, and is never computed twice: a run that was interrupted, or killed, goes on with ``resume=True`` where it
-    stopped. Until all shards are there, the store is in a folder beside `output` whose name ends in ``.partial``. One
-    run at a time writes an output; a second one is told so.
+    The embeddings are those of `tahoe.tl.embed`. They are written in shards of cells. A shard is there as a whole or
+    not at all, and is never computed twice: a run that was interrupted, or killed, goes on with ``resume=True`` where
+    it stopped. Until all shards are there, the store is in a folder beside `output` whose name ends in ``.partial``.
+    One run at a time writes an output; a second one is told so.
 
     With an `output` in h5ad the file is read into memory, and written again with what `tahoe.tl.embed` adds.
 
@@ -81,16 +81,11 @@ def embed_file(
         fsspec can open. Cells by rows (CSR, or dense).
     output
         What to write, which must not exist yet: ``NAME.zarr``, or ``NAME.h5ad`` if all of it fits into memory.
-    model
-        As for `tahoe.tl.embed`.
-    mask_var
-        Column of ``var`` that says which genes to use.
-    layer, use_raw, drug_key, drugs, max_length, min_coverage, normalize, seed
-        As for `tahoe.tl.embed`.
-    gene_key, organism, duplicates
-        As for `tahoe.pp.map_genes`. If none is given, genes that `source` has mapped already are taken as they are.
-    key_added
-        Where in ``obsm`` of the store the vectors go.
+    organism
+        ``"human"`` or ``"mouse"``, as for `tahoe.pp.map_genes`. If neither `gene_key`, `organism` nor `duplicates` is
+        given, genes that `source` has mapped already are taken as they are.
+    duplicates
+        ``"best"`` or ``"sum"``, as for `tahoe.pp.map_genes`.
     columns
         Carry the columns of ``obs`` and ``var`` along. Their indexes always are.
     stored_dtype
@@ -102,8 +97,11 @@ def embed_file(
     client
         Client of a ``dask.distributed`` cluster, whose workers take the shards. `None` takes the current client, if
         there is one, else this process does all. Workers must see `source`, `output` and the model by the same paths.
-    device, dtype, attention, token_budget
-        As for `tahoe.tl.embed`. On a cluster a worker chooses what is left open, and the others follow.
+        One of them chooses `device` and `dtype` if they are `None`, and the others follow.
+    mask_var
+        Name of a boolean column of ``var`` that says which genes to use; `None` takes all.
+    key_added
+        Name of the embeddings in ``obsm`` and of their record in ``uns``.
 
     Returns
     -------
@@ -113,8 +111,7 @@ def embed_file(
     ``obsm[key_added]`` : array (`stored_dtype`, cells × d_model)
         The embeddings; NaN for cells that express no gene of the vocabulary.
     ``obs["tahoe_n_genes"]`` : column (int64)
-        How many genes of the vocabulary each cell expresses; ``obs[f"{key_added}_n_genes"]`` with another `key_added`
-        than the default.
+        How many genes of the vocabulary each cell expresses: the name is `key_added` without ``X_``, and ``_n_genes``.
     ``var["tahoe_gene"]``, ``var["tahoe_match"]``, ``uns["tahoe_genes"]``
         The mapping of the genes, as `tahoe.pp.map_genes` has it.
     ``uns[key_added]`` : `dict`
@@ -147,13 +144,13 @@ def embed_file(
     check_path("source", source)
     check_path("output", output)
     check_name(key_added)
-    check_at_least(max_length=(max_length, 2), token_budget=(token_budget, 1), shard_cells=(shard_cells, 1))
+    check_at_least(max_length=(max_length, 2), shard_cells=(shard_cells, 1))
     target = Path(output).absolute()
     _check_output(Path(output), stored_dtype, resume)
     what: dict[str, Any] = {"layer": layer, "use_raw": use_raw, "mask_var": mask_var, "min_coverage": min_coverage}
     what |= {"gene_key": gene_key, "organism": organism, "duplicates": duplicates, "drug_key": drug_key, "drugs": drugs}
-    where: dict[str, Any] = {"device": device, "dtype": dtype, "attention": attention}
-    how: dict[str, Any] = {"max_length": max_length, "normalize": normalize, "seed": seed, "token_budget": token_budget}
+    where: dict[str, Any] = {"device": device, "dtype": dtype}
+    how: dict[str, Any] = {"max_length": max_length, "normalize": normalize, "seed": seed}
     if target.suffix.lower() == ".h5ad":
         of_stores = {"columns": columns, "resume": resume, "client": client is not None}
         _refuse_for_h5ad(of_stores | {"stored_dtype": stored_dtype != "float32", "shard_cells": shard_cells != 4096})
@@ -174,7 +171,9 @@ def embed_file(
         work.all(inputs.client)
         n_empty = store.finish()
     if n_empty:
-        message = f"{n_empty} of {store.n_cells} cells express no gene of the model's vocabulary; their vectors are NaN"
+        message = (
+            f"{n_empty} of {store.n_cells} cells express no gene of the model's vocabulary; their embeddings are NaN"
+        )
         warnings.warn(message, TahoeWarning, stacklevel=2)
 
 

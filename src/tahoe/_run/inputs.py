@@ -57,9 +57,11 @@ class Inputs:
     client: Any = None
     """Of the cluster whose workers are to do the work, if there is one."""
     drugs: np.ndarray | None = None
-    """Drug of each cell, where a drug token was asked for."""
+    """Drug of each cell, if cells carry a drug token."""
+    token_budget: int | None = None
+    """Maximum number of tokens in one pass; None is what fits the device."""
 
-    def cell_batches(self, *, max_length: int, seed: int, token_budget: int | None) -> CellBatches:
+    def cell_batches(self, *, max_length: int, seed: int) -> CellBatches:
         """The cells, to be read once."""
         return CellBatches(
             self.matrix.checked_blocks(self.column_tokens >= 0),
@@ -67,17 +69,24 @@ class Inputs:
             self.matrix.n_cells,
             max_length,
             seed,
-            token_budget,
+            self.token_budget,
             self.drugs,
         )
 
     def task(self, **parameters: Any) -> EmbeddingTask:
         """What is needed to do the same elsewhere."""
-        return EmbeddingTask(self.reference, self.column_tokens, self.matrix.slot, drugs=self.drugs, **parameters)
+        return EmbeddingTask(
+            self.reference,
+            self.column_tokens,
+            self.matrix.slot,
+            token_budget=self.token_budget,
+            drugs=self.drugs,
+            **parameters,
+        )
 
-    def aggregate(self, accumulator: A, *, max_length: int, seed: int, token_budget: int | None) -> A:
+    def aggregate(self, accumulator: A, *, max_length: int, seed: int) -> A:
         """Add up all cells: on the workers of a cluster, if they are to do it, else here."""
-        parameters: dict[str, Any] = {"max_length": max_length, "seed": seed, "token_budget": token_budget}
+        parameters: dict[str, Any] = {"max_length": max_length, "seed": seed}
         if self.client is None:
             return aggregate(self.model, self.cell_batches(**parameters), accumulator)
         return aggregate_on_workers(self.client, self.matrix.values, self.task(**parameters), accumulator)
@@ -92,8 +101,8 @@ class Inputs:
         with_token = np.flatnonzero(self.column_tokens >= 0)
         expressed = np.zeros(len(self.column_tokens), dtype=bool)
         expressed[self.result_columns[with_token[self.matrix.expressed()[with_token]]]] = True
-        asked = np.unique(self.result_columns[columns])
-        present = asked[(asked >= 0) & expressed[asked]]
+        queried = np.unique(self.result_columns[columns])
+        present = queried[(queried >= 0) & expressed[queried]]
         if not len(present):
             message = "none of these genes is known to the model and expressed in any cell; choose others"
             raise InputError(message)
@@ -102,7 +111,8 @@ class Inputs:
     def record(self, **parameters: Any) -> dict[str, Any]:
         """Provenance of a result, for ``uns``."""
         n_known = int((self.result_tokens >= 0).sum())
-        record = provenance(self.model, self.matrix, **self.parameters, **parameters, n_genes_in_vocabulary=n_known)
+        parameters = self.parameters | parameters | {"token_budget": self.token_budget}
+        record = provenance(self.model, self.matrix, **parameters, n_genes_in_vocabulary=n_known)
         return record | self.reference.where()
 
 
@@ -110,26 +120,25 @@ def read_inputs(
     adata: AnnData,
     model: str | os.PathLike[str] | TahoeModel,
     *,
-    layer: str | None,
-    use_raw: bool,
-    mask_var: str | np.ndarray | None = None,
-    min_coverage: float = 0.5,
     gene_key: str | None = None,
     organism: str | None = None,
     duplicates: str | None = None,
+    layer: str | None = None,
+    use_raw: bool = False,
+    mask_var: str | np.ndarray | None = None,
     drug_key: str | None = None,
     drugs: str | os.PathLike[str] | Mapping[str, int] | None = None,
+    min_coverage: float = 0.5,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
-    attention: str | None = None,
     whole: bool = True,
     client: Any = None,
 ) -> Inputs:
     """Find and check everything that a verb needs.
 
-    Cheap things come first: a bad argument is told before weights are loaded. With ``whole=False`` nothing is asked of
-    the matrix as a whole, for verbs that look at one cell. The workers of a cluster do the work if `client` is that of
-    one, or if the matrix is lazy and there is one.
+    Cheap things come first: a bad argument is told before weights are loaded. ``whole=False`` is for verbs that look at
+    one cell: the matrix as a whole is not checked. The workers of a cluster do the work if `client` is that of one, or
+    if the matrix is lazy and there is one.
     """
     matrix = choose_matrix(adata, layer=layer, use_raw=use_raw)
     used, left_out = used_columns(matrix, mask_var)
@@ -141,11 +150,11 @@ def read_inputs(
         log.info("%s", left_out)
     if first is not None and isinstance(model, str) and model in RELEASES:  # it may have to be downloaded
         matrix.check(first, used & in_released_vocabulary(genes))
-    loaded = load_model(model, device=device, dtype=dtype, attention=attention)
+    loaded = load_model(model, device=device, dtype=dtype)
     if isinstance(model, TahoeModel):
         device, dtype, attention = loaded.device, loaded.dtype, loaded.attention
     else:
-        device, dtype = device or settings.device, dtype or settings.dtype
+        device, dtype, attention = device or settings.device, dtype or settings.dtype, settings.attention
     drug_ids = read_drug_ids(adata, loaded, drug_key, drugs)
     genes = genes_of_model(adata, matrix, genes, mapping, loaded.vocabulary)
     column_tokens = np.where(used, loaded.vocabulary.tokens_of(genes), -1)
@@ -176,7 +185,18 @@ def read_inputs(
     if client is None and whole and matrix.is_lazy:
         client = cluster()
     reference = reference.resolve() if client is None else resolve_on(client, reference)
-    return Inputs(matrix, loaded, column_tokens, result_columns, mapping, parameters, reference, client, drug_ids)
+    return Inputs(
+        matrix,
+        loaded,
+        column_tokens,
+        result_columns,
+        mapping,
+        parameters,
+        reference,
+        client,
+        drug_ids,
+        settings.token_budget,
+    )
 
 
 def _name_of_mask(mask_var: str | np.ndarray | None) -> str | None:
@@ -220,29 +240,29 @@ def read_drug_ids(
     return drugs_of(adata, drug_key, known)
 
 
-def choose_network_layers(layers: int | Sequence[int] | str, n_layers: int) -> tuple[int, ...]:
-    """Numbers of the network's layers, from 0."""
-    return _numbers("network_layer", layers, "all", n_layers, "layers")
+def choose_network_layers(layers: int | Sequence[int] | None, n_layers: int) -> tuple[int, ...]:
+    """Numbers of the network's layers, from 0; None is all."""
+    return _numbers("network_layer", layers, n_layers, "layers")
 
 
-def choose_heads(heads: int | Sequence[int] | str, n_heads: int) -> tuple[int, ...]:
-    """Numbers of the heads, from 0."""
-    return _numbers("heads", heads, "mean", n_heads, "heads")
+def choose_heads(heads: int | Sequence[int] | None, n_heads: int) -> tuple[int, ...]:
+    """Numbers of the heads, from 0; None is all."""
+    return _numbers("heads", heads, n_heads, "heads")
 
 
-def _numbers(argument: str, asked: int | Sequence[int] | str, every: str, n: int, what: str) -> tuple[int, ...]:
-    if isinstance(asked, str) and asked == every:
+def _numbers(argument: str, queried: int | Sequence[int] | None, n: int, what: str) -> tuple[int, ...]:
+    if queried is None:
         return tuple(range(n))
-    numbers = [asked] if isinstance(asked, int | np.integer) else asked
+    numbers = [queried] if isinstance(queried, int | np.integer) else queried
     if isinstance(numbers, str) or not len(numbers) or any(not -n <= number < n for number in numbers):
-        message = f"{argument}={asked!r}: the network has {n} {what}, 0 to {n - 1}; {every!r} takes all"
+        message = f"{argument}={queried!r}: the network has {n} {what}, 0 to {n - 1}; None takes all"
         raise InputError(message)
     return tuple(sorted({int(number) % n for number in numbers}))
 
 
 def check_at_least(**limits: tuple[int | None, int]) -> None:
-    """Refuse numbers below their least value; None passes."""
-    for name, (value, least) in limits.items():
-        if value is not None and value < least:
-            message = f"{name}={value}: it must be at least {least}"
+    """Refuse numbers below their minimum; None passes."""
+    for name, (value, minimum) in limits.items():
+        if value is not None and value < minimum:
+            message = f"{name}={value}: it must be at least {minimum}"
             raise InputError(message)

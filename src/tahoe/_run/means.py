@@ -158,7 +158,7 @@ class AttentionMeans:
         self.from_cell += other.from_cell
 
     def result(self) -> tuple[list[sparse.csr_matrix], np.ndarray]:
-        """For each group a matrix (columns × columns), and the attention of the cells' own tokens (groups, columns)."""
+        """For each group a matrix (columns × columns), and the attention of the CLS tokens (groups, columns)."""
         expressing = np.einsum("gii->gi", self.n_cells)
         means = np.full(expressing.shape, np.nan)
         np.divide(self.from_cell, expressing * len(self.layers), out=means, where=expressing >= self.min_cells)

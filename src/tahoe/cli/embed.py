@@ -36,7 +36,7 @@ KINDS: tuple[tuple[tuple[str, ...], Any, str], ...] = (
 
 
 def into_store(source: str, output: str, *, workers: int | None, scheduler: str | None, **options: Any) -> None:
-    """CellBatches the cells of a file into a zarr store, here or on the workers of a cluster."""
+    """Embed the cells of a file into a zarr store, here or on the workers of a cluster."""
     from tahoe._run.embed_file import embed_file
 
     with _cluster(workers, scheduler) as client:

@@ -82,21 +82,23 @@ what_to_read = _grouped(
 )
 how_to_embed = _grouped(
     click.option("-m", "--model", default="70m", show_default=True, help=MODEL_HELP),
+    click.option("--normalize/--no-normalize", default=True, show_default=True, help="Scale embeddings to length 1."),
     click.option("--drug-key", help="Column of obs with each cell's drug, for a model with a drug encoder (3b)."),
     click.option("--drugs", type=click.Path(exists=True, dir_okay=False), help="JSON file with the ids of the drugs."),
-    click.option("--max-length", default=2048, show_default=True, help="Most tokens of a cell."),
+    click.option("--max-length", default=2048, show_default=True, help="Maximum number of tokens per cell."),
     click.option(
-        "--min-coverage", default=0.5, show_default=True, help="Least share of the counts that the model must know."
+        "--min-coverage", default=0.5, show_default=True, help="Minimum share of the counts that the model must know."
     ),
-    click.option("--normalize/--no-normalize", default=True, show_default=True, help="Scale vectors to length 1."),
-    click.option("--seed", default=0, show_default=True, help="Of the choice of genes in cells with too many."),
-    click.option("--key-added", default="X_tahoe", show_default=True, help="Where in obsm the vectors go."),
+    click.option("--seed", default=0, show_default=True, help="Random seed for choosing genes in cells with too many."),
+    click.option("--key-added", default="X_tahoe", show_default=True, help="Name of the embedding in obsm."),
 )
 where_to_run = _grouped(
     click.option("--device", help="cpu, cuda, cuda:1 or mps; by default the best there is."),
     click.option("--dtype", help="float32, bfloat16, float16 or int8; by default what suits the device."),
-    click.option("--attention", help="sdpa, blocked, varlen, eager or flash; by default what suits the device."),
-    click.option("--token-budget", type=int, help="Most tokens at once; by default what fits the memory."),
+    click.option("--attention", help="How attention is computed: sets TAHOE_ATTENTION for this run."),
+    click.option(
+        "--token-budget", type=click.IntRange(1), help="Maximum number of tokens at once: TAHOE_TOKEN_BUDGET."
+    ),
     click.option("--workers", type=click.IntRange(1), help="Spread the work over so many processes (zarr output)."),
     click.option("--scheduler", help="Address, or scheduler file, of a dask cluster that is to do it (zarr output)."),
 )
@@ -135,20 +137,24 @@ def embed(context: click.Context, source: str | None, output: str, like: str | N
     tahoe embed --like embedded.h5ad -o again.h5ad
     """
     from tahoe.cli import embed as _runs
+    from tahoe.settings import settings
 
     given = {name for name in options if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE}
     if like is not None:
         source, options = _runs.repeated(like, source, options, given)
     if source is None:
-        message = "Missing argument 'SOURCE'; only with --like may it be left out."
+        message = "Missing argument 'SOURCE'; only with --like may it be omitted."
         raise click.UsageError(message)
-    if output.rstrip("/").lower().endswith(".zarr"):
-        _runs.into_store(source, output, **options)
-    elif output.lower().endswith(".h5ad"):
-        _runs.into_file(source, output, given, **options)
-    else:
-        message = f"--output {output}: the name must end in .zarr or .h5ad."
-        raise click.UsageError(message)
+    # no parameters of embed_file; without them, what the environment says stays
+    set_here = {name: value for name in ("attention", "token_budget") if (value := options.pop(name, None)) is not None}
+    with settings.override(**set_here):
+        if output.rstrip("/").lower().endswith(".zarr"):
+            _runs.into_store(source, output, **options)
+        elif output.lower().endswith(".h5ad"):
+            _runs.into_file(source, output, given, **options)
+        else:
+            message = f"--output {output}: the name must end in .zarr or .h5ad."
+            raise click.UsageError(message)
     click.echo(output)
 
 

@@ -56,7 +56,8 @@ def load_model(
     attention
         ``"varlen"`` (CUDA, 16-bit: all cells in one kernel), ``"triton"`` (the same on Hopper GPUs, faster),
         ``"blocked"`` (x86 CPUs: blocks that fit the cache), ``"sdpa"`` (anywhere, one cell at a time), ``"eager"``
-        (the formula written out), ``"flash"`` (the flash-attn package, if installed). `None` picks by device.
+        (the formula written out), ``"flash"`` (the flash-attn package, if installed). `None` takes
+        ``tahoe.settings.attention``, and if that is not set, picks by device, as ``"auto"`` does.
 
     Returns
     -------
@@ -86,7 +87,7 @@ def load_model(
         # now, since the file may be replaced later
         sha256 = sha256 or file_sha256(folder / WEIGHTS_FILE)
         precision = choose_dtype(dtype or settings.dtype, where, network.config.precision)
-        kernel = choose_attention(attention, where, precision, network.config.d_model)
+        kernel = choose_attention(attention or settings.attention, where, precision, network.config.d_model)
         network.set_precision(precision).to(where)
     loaded = TahoeModel(name, network, vocabulary, where, kernel, folder, commit, drugs, sha256)
     log.info("loaded %r", loaded)

@@ -92,7 +92,7 @@ class TahoeModel:
         block: sparse.csr_array,
         column_tokens: np.ndarray,
         *,
-        max_length: int | None = None,
+        max_length: int | None = 2048,
         seed: int = 0,
         drugs: np.ndarray | None = None,
     ) -> Tokens:

@@ -10,6 +10,7 @@ from scipy.spatial.distance import pdist, squareform
 from tahoe._cells.objects import check_adata
 from tahoe._cells.slots import columns_of
 from tahoe._run.inputs import check_at_least
+from tahoe._run.parameters import document_parameters
 from tahoe.errors import InputError
 from tahoe.pl._results import new_axes, slot_of
 
@@ -22,13 +23,14 @@ if TYPE_CHECKING:
 KINDS = ("heatmap", "network")
 
 
+@document_parameters
 def attention(
     adata: AnnData,
     *,
-    kind: str = "heatmap",
-    genes: Sequence[str] | None = None,
-    n_pairs: int = 30,
     key: str = "tahoe_attention",
+    genes: Sequence[str] | None = None,
+    kind: str = "heatmap",
+    n_pairs: int = 30,
     group: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
@@ -42,15 +44,11 @@ def attention(
         ``"heatmap"``: all pairs of some genes, similar genes side by side. ``"network"``: the strongest pairs, with
         arrows from the gene that attends to the gene that it attends to.
     genes
-        Only these, by ``adata.var_names``; by default those of the strongest pairs.
+        Only these, by ``adata.var_names``; `None` takes those of the strongest pairs.
     n_pairs
         How many of the strongest pairs to show, or to take the genes from. A gene and itself are no pair.
     key
-        Under which `tahoe.tl.attention` left its result, its `key_added`.
-    group
-        Which group of cells, where the result was made by group.
-    ax
-        Where to draw; `None` makes a new figure.
+        Name of the result: the `key_added` of `tahoe.tl.attention`.
 
     Returns
     -------

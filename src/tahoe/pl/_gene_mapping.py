@@ -6,6 +6,7 @@ import numpy as np
 
 from tahoe._cells.objects import check_adata
 from tahoe._genes.mapping import MATCHES
+from tahoe._run.parameters import document_parameters
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 KNOWN, LOST = ("#9ecae1", "#2171b5"), ("#fdbe85", "#d94701")
 
 
+@document_parameters
 def gene_mapping(adata: AnnData, *, ax: Axes | None = None) -> Axes:
     """Draw how the genes were found, as shares of the genes and of the counts.
 
@@ -23,8 +25,6 @@ def gene_mapping(adata: AnnData, *, ax: Axes | None = None) -> Axes:
     ----------
     adata
         Data that `tahoe.pp.map_genes` or `tahoe.tl.embed` has seen: reads ``adata.uns["tahoe_genes"]``.
-    ax
-        Where to draw; `None` makes a new figure.
 
     Returns
     -------

@@ -7,6 +7,7 @@ import numpy as np
 
 from tahoe._cells.objects import check_adata
 from tahoe._run.inputs import check_at_least
+from tahoe._run.parameters import document_parameters
 from tahoe.errors import InputError
 from tahoe.pl._results import new_axes, slot_of
 
@@ -15,17 +16,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@document_parameters
 def gene_neighbors(
     adata: AnnData,
     gene: str,
     *,
     key: str = "tahoe",
-    group: str | None = None,
     n_neighbors: int = 10,
     min_cells: int = 10,
+    group: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw which genes have the most similar vectors to that of a gene.
+    """Draw which genes have the most similar embeddings to that of a gene.
 
     Parameters
     ----------
@@ -34,25 +36,19 @@ def gene_neighbors(
     gene
         The gene, by ``adata.var_names``.
     key
-        Under which `tahoe.tl.embed_genes` left the vectors, its `key_added`.
-    group
-        Which group of cells, where the vectors were made by group.
+        Name of the embeddings: the `key_added` of `tahoe.tl.embed_genes`.
     n_neighbors
         How many genes to show.
-    min_cells
-        Leave out neighbours that fewer cells express: the mean of a few cells is mostly noise.
-    ax
-        Where to draw; `None` makes a new figure.
 
     Returns
     -------
-    The axes: one row for each neighbour, from the nearest down, with the cosine of the angle between the vectors and
-    the number of cells that express it. Nothing is written to `adata`.
+    The axes: one row for each neighbour, from the nearest down, with the cosine similarity of the embeddings and the
+    number of cells that express it. Nothing is written to `adata`.
 
     Raises
     ------
     tahoe.errors.InputError
-        If there are no such vectors, gene or group, or if the gene has no vector.
+        If there are no such embeddings, gene or group, or if the gene has no embedding.
 
     Examples
     --------
@@ -62,17 +58,17 @@ def gene_neighbors(
     >>> ax = tahoe.pl.gene_neighbors(adata, "CD3D")
     """
     check_adata(adata)
-    check_at_least(n_neighbors=(n_neighbors, 1), min_cells=(min_cells, 0))
+    check_at_least(n_neighbors=(n_neighbors, 1), min_cells=(min_cells, 1))
     slot, number = slot_of(adata, "varm", key, group, "embed_genes")
     if gene not in adata.var_names:
         near = ", ".join(map(repr, difflib.get_close_matches(gene, adata.var_names, n=3))) or "none"
         message = f"gene={gene!r} is not in adata.var_names (near: {near})"
         raise InputError(message)
-    vectors = np.asarray(adata.varm[slot])
-    column = _column_of(adata.var_names == gene, vectors, f"gene={gene!r}", f"varm[{slot!r}]")
+    embeddings = np.asarray(adata.varm[slot])
+    column = _column_of(adata.var_names == gene, embeddings, f"gene={gene!r}", f"varm[{slot!r}]")
     counts = f"{key}_n_cells"
     n_cells = np.asarray(adata.varm[counts])[:, number] if counts in adata.varm else None
-    similarity = _cosines(vectors, column)
+    similarity = _cosines(embeddings, column)
     if n_cells is not None:
         similarity[n_cells < min_cells] = -np.inf
     order = np.argsort(-similarity, kind="stable")[:n_neighbors]
@@ -89,26 +85,26 @@ def gene_neighbors(
     return ax
 
 
-def _column_of(named: np.ndarray, vectors: np.ndarray, gene: str, slot: str) -> int:
-    """The column of a gene; of several that bear its name, the one that has a vector."""
-    columns = np.flatnonzero(named & ~np.isnan(vectors).any(axis=1))
+def _column_of(named: np.ndarray, embeddings: np.ndarray, gene: str, slot: str) -> int:
+    """The column of a gene; of several that bear its name, the one that has an embedding."""
+    columns = np.flatnonzero(named & ~np.isnan(embeddings).any(axis=1))
     if not len(columns):
         message = (
-            f"{gene} has no vector in {slot}: no cell expresses it, the model does not know it, or another column has"
-            " this gene"
+            f"{gene} has no embedding in {slot}: no cell expresses it, the model does not know it, or another column"
+            " has this gene"
         )
         raise InputError(message)
     if len(columns) > 1:
         message = (
-            f"{gene} is the name of {len(columns)} columns with a vector; call adata.var_names_make_unique() first"
+            f"{gene} is the name of {len(columns)} columns with an embedding; call adata.var_names_make_unique() first"
         )
         raise InputError(message)
     return int(columns[0])
 
 
-def _cosines(vectors: np.ndarray, column: int) -> np.ndarray:
-    """Cosine of each vector with one of them; minus infinity for that one and for those that are missing."""
-    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+def _cosines(embeddings: np.ndarray, column: int) -> np.ndarray:
+    """Cosine similarity of each embedding to one of them; minus infinity for that one and those that are missing."""
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     cosines = (unit @ unit[column]).astype(np.float64)
     cosines[column] = -np.inf
     return np.where(np.isnan(cosines), -np.inf, cosines)
@@ -131,6 +127,6 @@ def _draw(ax: Axes, similarity: np.ndarray, names: list[str], labels: list[str])
             "cells", (1, 1), (6, 4), xycoords="axes fraction", textcoords="offset points", fontsize="small", color="0.4"
         )
     ax.set(yticks=rows, yticklabels=names, ylim=(len(names) - 0.5, -0.5), xlim=(start, max(1, similarity.max())))
-    ax.set_xlabel("cosine of the vectors")
+    ax.set_xlabel("cosine similarity")
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.tick_params(axis="y", length=0)

@@ -27,7 +27,7 @@ def slot_of(adata: AnnData, container: str, key: str, group: str | None, verb: s
     groups = [str(name) for name in record.get("groups", [])]
     if group is not None and group not in groups:
         near = difflib.get_close_matches(group, groups, n=1) or groups[:5]
-        hint = f"such as {', '.join(map(repr, near))}" if near else "none; leave group= away"
+        hint = f"such as {', '.join(map(repr, near))}" if near else "none; omit group="
         message = f"group={group!r} is not among the groups of uns[{key!r}], which has {len(groups)}: {hint}"
         raise InputError(message)
     if group is None and groups:

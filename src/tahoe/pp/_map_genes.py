@@ -9,12 +9,14 @@ from tahoe._cells.matrix import choose_matrix, in_memory, named_layers
 from tahoe._cells.objects import check_adata
 from tahoe._cells.slots import copy_or_self, genes_are_rows, looking_at_rows, write
 from tahoe._genes import mapping as _genes
+from tahoe._run.parameters import document_parameters
 from tahoe.errors import InputError, TahoeWarning
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
+@document_parameters
 def map_genes(
     adata: AnnData,
     *,
@@ -36,9 +38,8 @@ def map_genes(
     Parameters
     ----------
     adata
-        The data. Its values are only summed over the cells, and may be counts or any non-negative transform of them.
-    gene_key
-        Column of ``adata.var`` with the identifiers, or ``"var_names"``; `None` takes the one that resolves most genes.
+        Annotated data matrix, cells × genes. Its values are only summed over the cells, and may be counts or any
+        non-negative transform of them.
     organism
         ``"human"``, or ``"mouse"`` to replace each mouse gene by its human ortholog, which is an approximation.
     duplicates
@@ -46,8 +47,6 @@ def map_genes(
         the one with most counts, and the others count for nothing. ``"sum"`` adds their counts to that one whenever
         cells are read, as probes of a targeted panel ask for; `adata.X` stays as it is. It needs counts, or counts that
         were only normalised by cell: not logarithms.
-    copy
-        Return a changed copy instead of changing `adata`.
 
     Returns
     -------

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import logging
+import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,6 +11,8 @@ from tahoe._cells.objects import check_adata
 from tahoe._cells.slots import check_key, columns_of, copy_or_self, groups_of, slot_names, write
 from tahoe._run.inputs import check_at_least, choose_heads, choose_network_layers, read_inputs
 from tahoe._run.means import AttentionMeans, check_fits
+from tahoe._run.parameters import document_parameters
+from tahoe.errors import InputError, TahoeWarning
 
 if TYPE_CHECKING:
     import os
@@ -22,16 +26,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+@document_parameters
 def attention(
     adata: AnnData,
     model: str | os.PathLike[str] | TahoeModel = "70m",
     *,
-    network_layer: int | Sequence[int] | str = -1,
-    heads: int | Sequence[int] | str = "mean",
-    groupby: str | None = None,
+    network_layer: int | Sequence[int] | None = -1,
+    heads: int | Sequence[int] | None = None,
     genes: Sequence[str] | None = None,
     top_k: int | None = None,
-    min_cells: int = 1,
+    min_cells: int = 10,
+    groupby: str | None = None,
     layer: str | None = None,
     drug_key: str | None = None,
     drugs: str | os.PathLike[str] | Mapping[str, int] | None = None,
@@ -51,35 +56,17 @@ def attention(
 
     Parameters
     ----------
-    adata
-        Annotated data matrix, cells × genes, human. In any storage that `tahoe.tl.embed` takes.
-    model
-        As for `tahoe.tl.embed`.
-    network_layer
-        Which layer of the network: a number from 0, or from the end if negative; several numbers, or ``"all"``, are
-        averaged.
-    heads
-        ``"mean"`` over all heads, or the numbers of those to average.
-    groupby
-        Column of ``adata.obs``; one mean for each of its groups instead of one over all cells.
     genes
-        Only these, by ``adata.var_names``. The attention is the same as without; it bounds the size of the result.
+        Only these, by ``adata.var_names``; `None` takes all. The attention is the same as without; it bounds the size
+        of the result.
     top_k
         Keep only so many of the strongest entries of each row. It bounds what is stored, `genes` also what is summed.
     min_cells
-        Leave out genes and pairs of genes that fewer cells express. A mean over one or two cells says little, and such
-        pairs are often the strongest.
-    layer
-        One of ``adata.layers``, not of the network.
-    drug_key, drugs, max_length, min_coverage, seed
-        As for `tahoe.tl.embed`.
+        Omit genes and pairs of genes that fewer cells express. The mean of a few cells says little, and such pairs are
+        often the strongest. 1 keeps all.
     key_added
-        Where in ``adata.varp`` the result goes; with `groupby`, ``f"{key_added}_{group}"`` for each group,
-        with ``_`` for any ``/`` in its name.
-    device, dtype
-        As for `tahoe.tl.embed`.
-    copy
-        Return a changed copy instead of changing `adata`.
+        Name of the result in ``adata.varp`` and of its record in ``adata.uns``; with `groupby`,
+        ``f"{key_added}_{group}"`` in ``adata.varp`` for each group, with ``_`` for any ``/`` in its name.
 
     Returns
     -------
@@ -89,8 +76,8 @@ def attention(
         Row ``i``, column ``j``: how much gene ``i`` attends to gene ``j``, as a share of its attention, in the mean
         over the cells that express both. Nothing is stored for pairs that fewer than `min_cells` express.
     ``adata.var[f"{key_added}_from_cell"]`` : `pandas.Series` (float32)
-        How much the cell's own token, whose output is the embedding, attends to each gene, in the mean over the cells
-        that express it; NaN where fewer than `min_cells` do. With `groupby` one column for each group,
+        How much the CLS token, whose output is the embedding of the cell, attends to each gene, in the mean over the
+        cells that express it; NaN where fewer than `min_cells` do. With `groupby` one column for each group,
         ``f"{key_added}_{group}_from_cell"``.
     ``adata.uns[key_added]`` : `dict`
         What is needed to repeat this; with `groupby` also ``"groups"``, the names of the groups in their order, and
@@ -102,9 +89,15 @@ def attention(
     ------
     tahoe.errors.InputError
         If there is no such layer, head, gene or column of ``adata.obs``, if that column has missing values, if no cell
-        expresses any of `genes`, if the result would not fit in memory (`genes` bounds it), or as `tahoe.tl.embed`.
+        expresses any of `genes`, if no group has `min_cells` cells, if the result would not fit in memory (`genes`
+        bounds it), or as `tahoe.tl.embed`.
     tahoe.errors.GeneError, tahoe.errors.ModelError, tahoe.errors.DeviceError
         As `tahoe.tl.embed`.
+
+    Warns
+    -----
+    tahoe.errors.TahoeWarning
+        If some of the groups have fewer than `min_cells` cells, of which nothing is kept.
 
     Examples
     --------
@@ -117,22 +110,25 @@ def attention(
     check_adata(adata)
     check_at_least(max_length=(max_length, 2), top_k=(top_k, 1), min_cells=(min_cells, 1))
     codes, groups = groups_of(adata, groupby)
+    group_sizes = np.bincount(codes, minlength=len(groups))
     names = slot_names(key_added, groups, groupby)
-    own_names = [f"{name}_from_cell" for name in names]
-    check_key(adata, key_added, *(("varp", name) for name in names), *(("var", name) for name in own_names))
+    cls_names = [f"{name}_from_cell" for name in names]
+    check_key(adata, key_added, *(("varp", name) for name in names), *(("var", name) for name in cls_names))
     chosen = columns_of(adata, genes)
+    _check_group_sizes(group_sizes, groups, groupby, min_cells)
     adata = copy_or_self(adata, copy)
     inputs = read_inputs(
         adata,
         model,
         layer=layer,
-        use_raw=False,
-        min_coverage=min_coverage,
         drug_key=drug_key,
         drugs=drugs,
+        min_coverage=min_coverage,
         device=device,
         dtype=dtype,
     )
+    # a batch is one cell, so that no more than its weights are held
+    inputs = replace(inputs, token_budget=1)
     network_layers = choose_network_layers(network_layer, inputs.model.config.n_layers)
     head_numbers = choose_heads(heads, inputs.model.config.n_heads)
     columns = inputs.expressed(chosen)
@@ -143,13 +139,13 @@ def attention(
     record = inputs.record(
         network_layers=list(network_layers),
         heads=list(head_numbers),
-        groupby=groupby,
         top_k=top_k,
         min_cells=min_cells,
+        groupby=groupby,
         max_length=max_length,
         seed=seed,
     )
-    record |= {} if groupby is None else {"groups": groups, "group_sizes": np.bincount(codes).tolist()}
+    record |= {} if groupby is None else {"groups": groups, "group_sizes": group_sizes.tolist()}
     means = AttentionMeans(
         inputs.result_tokens,
         columns,
@@ -161,13 +157,31 @@ def attention(
         top_k,
         min_cells,
     )
-    # a batch is one cell, so that no more than its weights are held
-    matrices, from_cell = inputs.aggregate(means, max_length=max_length, seed=seed, token_budget=1).result()
+    matrices, from_cell = inputs.aggregate(means, max_length=max_length, seed=seed).result()
     write(
         adata,
         varp=dict(zip(names, matrices, strict=True)),
-        var=dict(zip(own_names, from_cell, strict=True)),
+        var=dict(zip(cls_names, from_cell, strict=True)),
         uns={key_added: record},
         mapping=inputs.mapping,
     )
     return adata if copy else None
+
+
+def _check_group_sizes(sizes: np.ndarray, groups: list[str], groupby: str | None, min_cells: int) -> None:
+    """Refuse groups of which nothing would be kept, or warn if it is only some of them."""
+    small = np.flatnonzero(sizes < min_cells)
+    if len(small) == len(sizes) and sizes.any():
+        largest = (
+            f"adata has {sizes[0]} cells" if groupby is None else f"no group of obs[{groupby!r}] has so many cells"
+        )
+        message = f"min_cells={min_cells}, but {largest}: nothing would be kept; pass a smaller min_cells="
+        raise InputError(message)
+    elif len(small):
+        named = ", ".join(repr(groups[number]) for number in small[:5])
+        message = (
+            f"{len(small)} of {len(sizes)} groups of obs[{groupby!r}] have fewer than min_cells={min_cells} cells, and"
+            f" their attention is empty: {named}"
+        )
+        # this function, the verb, its caller
+        warnings.warn(message, TahoeWarning, stacklevel=3)

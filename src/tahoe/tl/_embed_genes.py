@@ -9,6 +9,7 @@ from tahoe._cells.objects import check_adata
 from tahoe._cells.slots import check_key, copy_or_self, groups_of, slot_names, write
 from tahoe._run.inputs import check_at_least, read_inputs
 from tahoe._run.means import GeneMeans, check_fits
+from tahoe._run.parameters import document_parameters
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,12 +24,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+@document_parameters
 def embed_genes(
     adata: AnnData,
     model: str | os.PathLike[str] | TahoeModel = "70m",
     *,
-    groupby: str | None = None,
     context: bool = True,
+    groupby: str | None = None,
     layer: str | None = None,
     mask_var: str | np.ndarray | None = None,
     drug_key: str | None = None,
@@ -39,44 +41,31 @@ def embed_genes(
     key_added: str = "tahoe",
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
-    attention: str | None = None,
-    token_budget: int | None = None,
     copy: bool = False,
 ) -> AnnData | None:
-    """Embed each gene: its mean contextual vector over the cells that express it :cite:p:`Gandhi2025`.
+    """Embed each gene: its mean contextual embedding over the cells that express it :cite:p:`Gandhi2025`.
 
     The output of the network at a gene's token depends on the cell. This is the mean of these outputs, over all cells
     or over each group, not normalised; one pass over the cells, summed in float64.
 
     Parameters
     ----------
-    adata
-        Annotated data matrix, cells × genes, human. In any storage that `tahoe.tl.embed` takes.
-    model
-        As for `tahoe.tl.embed`.
-    groupby
-        Column of ``adata.obs``; one mean for each of its groups instead of one over all cells.
     context
-        False gives the vectors with which the genes enter the network, the same in all cells, without a pass over them.
-    layer, mask_var, drug_key, drugs, max_length, min_coverage, seed
-        As for `tahoe.tl.embed`.
+        False gives the input embeddings, with which the genes enter the network: the same in all cells, without a pass
+        over them.
     key_added
-        Where in ``adata.varm`` the vectors go; with `groupby`, ``f"{key_added}_{group}"`` for each group,
-        with ``_`` for any ``/`` in its name.
-    device, dtype, attention, token_budget
-        As for `tahoe.tl.embed`.
-    copy
-        Return a changed copy instead of changing `adata`.
+        Name of the embeddings in ``adata.varm`` and of their record in ``adata.uns``; with `groupby`,
+        ``f"{key_added}_{group}"`` in ``adata.varm`` for each group, with ``_`` for any ``/`` in its name.
 
     Returns
     -------
     `None`, or the copy if ``copy=True``. Sets:
 
     ``adata.varm[key_added]`` : `numpy.ndarray` (float32, genes × d_model)
-        The vectors, NaN for a gene that no cell expresses or the model does not know. With `groupby` one such array for
-        each group, under ``f"{key_added}_{group}"``.
+        The embeddings, NaN for a gene that no cell expresses or the model does not know. With `groupby` one such array
+        for each group, under ``f"{key_added}_{group}"``.
     ``adata.varm[f"{key_added}_n_cells"]`` : `numpy.ndarray` (int64, genes × groups)
-        Over how many cells each mean goes. One column without `groupby`; not with ``context=False``.
+        How many cells each mean is taken over. One column without `groupby`; not with ``context=False``.
     ``adata.uns[key_added]`` : `dict`
         What is needed to repeat this; with `groupby` also ``"groups"``, the names of the groups in their order, and
         ``"group_sizes"``, how many cells each has.
@@ -100,9 +89,9 @@ def embed_genes(
     True
     """
     check_adata(adata)
-    check_at_least(max_length=(max_length, 2), token_budget=(token_budget, 1))
+    check_at_least(max_length=(max_length, 2))
     if groupby is not None and not context:
-        message = f"groupby={groupby!r}, but with context=False the vectors are the same in all cells; leave it away"
+        message = f"groupby={groupby!r}, but with context=False the embeddings are the same in all cells; omit it"
         raise InputError(message)
     codes, groups = groups_of(adata, groupby)
     counts = f"{key_added}_n_cells"
@@ -113,18 +102,14 @@ def embed_genes(
         adata,
         model,
         layer=layer,
-        use_raw=False,
         mask_var=mask_var,
-        min_coverage=min_coverage,
         drug_key=drug_key,
         drugs=drugs,
+        min_coverage=min_coverage,
         device=device,
         dtype=dtype,
-        attention=attention,
     )
-    record = inputs.record(
-        context=context, groupby=groupby, max_length=max_length, seed=seed, token_budget=token_budget
-    )
+    record = inputs.record(context=context, groupby=groupby, max_length=max_length, seed=seed)
     record |= {} if groupby is None else {"groups": groups, "group_sizes": np.bincount(codes).tolist()}
     if context:
         check_fits(
@@ -134,18 +119,18 @@ def embed_genes(
         log.info("embedding genes in %d cells of %s", inputs.matrix.n_cells, inputs.matrix.slot)
         config = inputs.model.config
         sums = GeneMeans(inputs.result_tokens, codes, len(groups), config.vocab_size, config.d_model)
-        inputs.aggregate(sums, max_length=max_length, seed=seed, token_budget=token_budget)
+        inputs.aggregate(sums, max_length=max_length, seed=seed)
         means, n_cells = sums.result()
         varm = dict(zip(names, means, strict=True)) | {counts: n_cells.T}
     else:
-        varm = {key_added: _input_vectors(inputs.model, inputs.result_tokens)}
+        varm = {key_added: _input_embeddings(inputs.model, inputs.result_tokens)}
     write(adata, varm=varm, uns={key_added: record}, mapping=inputs.mapping)
     return adata if copy else None
 
 
-def _input_vectors(model: TahoeModel, column_tokens: np.ndarray) -> np.ndarray:
-    """Vector with which each column's gene enters the network, NaN for columns without a token."""
-    vectors = np.full((len(column_tokens), model.config.d_model), np.nan, dtype=np.float32)
+def _input_embeddings(model: TahoeModel, column_tokens: np.ndarray) -> np.ndarray:
+    """Embedding with which each column's gene enters the network, NaN for columns without a token."""
+    embeddings = np.full((len(column_tokens), model.config.d_model), np.nan, dtype=np.float32)
     known = column_tokens >= 0
-    vectors[known] = model.gene_inputs(column_tokens[known]).cpu().numpy()
-    return vectors
+    embeddings[known] = model.gene_inputs(column_tokens[known]).cpu().numpy()
+    return embeddings

@@ -13,6 +13,7 @@ from tahoe._genes.mapping import resolve
 from tahoe._genes.names import find_id
 from tahoe._run.inputs import check_at_least, read_inputs
 from tahoe._run.means import check_fits
+from tahoe._run.parameters import document_parameters
 from tahoe._run.predictions import HiddenPredictions, ObservedPredictions, QueriedPredictions
 from tahoe.errors import InputError
 
@@ -33,6 +34,7 @@ DECODERS = ("expression", "mvc")
 SCORES = ("n_hidden", "pearson", "spearman", "mse", "mse_gene_mean")
 
 
+@document_parameters
 def predict_expression(
     adata: AnnData,
     model: str | os.PathLike[str] | TahoeModel = "70m",
@@ -49,16 +51,14 @@ def predict_expression(
     key_added: str = "tahoe_expression",
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
-    attention: str | None = None,
-    token_budget: int | None = None,
     copy: bool = False,
 ) -> AnnData | None:
     """Predict how strongly genes are expressed, with the decoders of Tahoe-x1 :cite:p:`Gandhi2025`.
 
     There are three questions. What does the network say of the genes that a cell expresses, having seen their values?
     That is the default: a reconstruction, not a test. What does it say of a share of them whose values are hidden? That
-    is `mask_fraction`: a test of the model on these very cells. And what does it say of genes that are asked for by
-    name, whether they were measured or not? That is `genes`.
+    is `mask_fraction`: a test of the model on these very cells. And what does it say of genes that are queried by name,
+    whether they were measured or not? That is `genes`.
 
     All values are on the scale of bins: 1 for the weakest of a cell's expressed genes, 50 for the strongest. They are
     neither counts nor comparable between cells as counts are. The models learned from expressed genes only, so the
@@ -67,29 +67,19 @@ def predict_expression(
 
     Parameters
     ----------
-    adata
-        Annotated data matrix, cells × genes, human. In any storage that `tahoe.tl.embed` takes.
-    model
-        As for `tahoe.tl.embed`.
     genes
-        Genes to ask for: by ``adata.var_names``, or any other gene of the model's vocabulary by its Ensembl id or
-        symbol. Where a cell expresses one of them, its value is hidden; all other genes are seen.
+        Genes to query: by ``adata.var_names``, or any other gene of the model's vocabulary by its Ensembl id or symbol.
+        Where a cell expresses one of them, its value is hidden; all other genes are seen. `None` predicts the genes
+        that each cell expresses.
     mask_fraction
         Share of each cell's genes to hide and predict, above 0 and below 1. Which ones depends on `seed` and on the
         genes of the cell only.
     decoder
-        ``"expression"`` reads the output at the gene's own token. ``"mvc"`` knows only the cell's embedding and which
+        ``"expression"`` reads the output at the token of the gene. ``"mvc"`` knows only the cell's embedding and which
         gene is meant.
-    max_length
-        As for `tahoe.tl.embed`. Genes that a cell loses above it are not predicted; those in `genes` come on top of it.
-    layer, drug_key, drugs, min_coverage, seed
-        As for `tahoe.tl.embed`.
     key_added
-        Where the predictions go.
-    device, dtype, attention, token_budget
-        As for `tahoe.tl.embed`.
-    copy
-        Return a changed copy instead of changing `adata`.
+        Name of the predictions in ``adata.layers`` (``adata.obsm`` with `genes`), of their record in ``adata.uns``, and
+        with `mask_fraction` the beginning of the names of the scores in ``adata.obs``.
 
     Returns
     -------
@@ -98,7 +88,7 @@ def predict_expression(
     ``adata.layers[key_added]`` : `scipy.sparse.csr_matrix` (float32, cells × genes)
         Without `genes`. The prediction for each gene that the cell expresses and the model knows, or, with
         `mask_fraction`, for each of them that was hidden. What was not predicted is not stored.
-    ``adata.obsm[key_added]`` : `pandas.DataFrame` (float32, cells × asked genes)
+    ``adata.obsm[key_added]`` : `pandas.DataFrame` (float32, cells × queried genes)
         With `genes`: the prediction for each of them in each cell, by the names that were given. NaN for a cell that
         expresses no gene of the vocabulary.
     ``adata.obs[f"{key_added}_n_hidden"]`` : `pandas.Series` (int)
@@ -124,8 +114,9 @@ def predict_expression(
     Notes
     -----
     Hidden tokens carry the model's mask flag in the place of a value. In ``"70m"`` and ``"1b"`` no token sees a hidden
-    one, so that a prediction does not depend on which other genes are asked for. ``"3b"`` was trained with full
-    attention; there it does.
+    one, so that a prediction does not depend on which other genes are queried. ``"3b"`` was trained with full
+    attention; there it does. Genes that a cell loses above `max_length` are not predicted; queried ones come on top of
+    it.
 
     Examples
     --------
@@ -139,7 +130,7 @@ def predict_expression(
     ['CD3D', 'CD14']
     """
     check_adata(adata)
-    check_at_least(max_length=(max_length, 2), token_budget=(token_budget, 1))
+    check_at_least(max_length=(max_length, 2))
     queried = [genes] if isinstance(genes, str) else None if genes is None else [str(gene) for gene in genes]
     _check_question(queried, mask_fraction, decoder)
     score_names = [] if mask_fraction is None else [f"{key_added}_{name}" for name in SCORES]
@@ -153,29 +144,22 @@ def predict_expression(
         adata,
         model,
         layer=layer,
-        use_raw=False,
-        min_coverage=min_coverage,
         drug_key=drug_key,
         drugs=drugs,
+        min_coverage=min_coverage,
         device=device,
         dtype=dtype,
-        attention=attention,
     )
     if decoder == "mvc" and not inputs.model.config.mvc_decoder:
         message = f"decoder='mvc', but the model {inputs.model.name!r} has none; use decoder='expression'"
         raise InputError(message)
     record = inputs.record(
-        decoder=decoder,
-        genes=queried,
-        mask_fraction=mask_fraction,
-        max_length=max_length,
-        seed=seed,
-        token_budget=token_budget,
+        genes=queried, mask_fraction=mask_fraction, decoder=decoder, max_length=max_length, seed=seed
     )
     log.info("predicting expression in %d cells of %s", adata.n_obs, inputs.matrix.slot)
-    streaming = {"max_length": max_length, "seed": seed, "token_budget": token_budget}
+    tokenizing = {"max_length": max_length, "seed": seed}
     if queried is not None:
-        table = _query(inputs, queried, decoder, streaming)
+        table = _query(inputs, queried, decoder, tokenizing)
         write(
             adata,
             obsm={key_added: table.set_index(adata.obs_names)},
@@ -183,7 +167,7 @@ def predict_expression(
             mapping=inputs.mapping,
         )
     else:
-        predicted, scores = _predict(inputs, decoder, mask_fraction, streaming)
+        predicted, scores = _predict(inputs, decoder, mask_fraction, tokenizing)
         obs = {name: scores[score] for name, score in zip(score_names, SCORES, strict=False)}
         write(adata, layers={key_added: predicted}, obs=obs, uns={key_added: record}, mapping=inputs.mapping)
     return adata if copy else None
@@ -204,35 +188,35 @@ def _check_question(genes: list[str] | None, mask_fraction: float | None, decode
         raise InputError(message)
 
 
-def _query(inputs: Inputs, genes: list[str], decoder: str, streaming: dict[str, Any]) -> pd.DataFrame:
-    """Predictions for genes that are asked for by name, one row for each cell."""
+def _query(inputs: Inputs, genes: list[str], decoder: str, tokenizing: dict[str, Any]) -> pd.DataFrame:
+    """Predictions for genes that are queried by name, one row for each cell."""
     n_cells = inputs.matrix.n_cells
     tokens, place = np.unique(_tokens_of(inputs, genes), return_inverse=True)
     # the batches, and the whole that they are joined to
     check_fits(8 * n_cells * len(genes), f"{n_cells} cells × {len(genes)} genes; choose fewer with genes=")
-    predicted = inputs.aggregate(QueriedPredictions(tokens, decoder), **streaming).result()
+    predicted = inputs.aggregate(QueriedPredictions(tokens, decoder), **tokenizing).result()
     return pd.DataFrame(predicted[:, place], columns=genes)
 
 
 def _predict(
-    inputs: Inputs, decoder: str, share: float | None, streaming: dict[str, Any]
+    inputs: Inputs, decoder: str, share: float | None, tokenizing: dict[str, Any]
 ) -> tuple[sparse.csr_matrix, dict[str, np.ndarray]]:
     """Predictions for the genes that cells express, or for a hidden share of them and how good these are."""
     n_cells = inputs.matrix.n_cells
     first = next(inputs.matrix.blocks())
     n_entries = int(first.nnz / first.shape[0] * n_cells * (share or 1))
-    what = f"{n_cells} cells with {first.nnz // first.shape[0]} genes each; take fewer cells, or ask with genes="
+    what = f"{n_cells} cells with {first.nnz // first.shape[0]} genes each; take fewer cells, or query some with genes="
     check_fits((16 if share is None else 32) * n_entries, what)
     columns, vocab_size = inputs.result_tokens, inputs.model.config.vocab_size
     if share is None:
-        return inputs.aggregate(ObservedPredictions(columns, vocab_size, decoder), **streaming).result(), {}
-    hidden = HiddenPredictions(columns, vocab_size, decoder, share, streaming["seed"])
-    predicted, scores = inputs.aggregate(hidden, **streaming).result()
+        return inputs.aggregate(ObservedPredictions(columns, vocab_size, decoder), **tokenizing).result(), {}
+    hidden = HiddenPredictions(columns, vocab_size, decoder, share, tokenizing["seed"])
+    predicted, scores = inputs.aggregate(hidden, **tokenizing).result()
     return predicted, {name: scores[name].to_numpy() for name in SCORES}
 
 
 def _tokens_of(inputs: Inputs, genes: list[str]) -> np.ndarray:
-    """Token id of each gene that is asked for."""
+    """Token id of each queried gene."""
     names = inputs.matrix.var.index
     queried = names.isin(genes)
     # of columns with one name, those that count: an antibody or the second probe of a gene is no other gene

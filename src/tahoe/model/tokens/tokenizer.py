@@ -41,7 +41,7 @@ def tokenize(
     *,
     config: ModelConfig,
     vocabulary: Vocabulary,
-    max_length: int | None = None,
+    max_length: int | None = 2048,
     seed: int = 0,
     drugs: np.ndarray | None = None,
 ) -> Tokens:
