@@ -9,11 +9,19 @@ import pandas as pd
 import pytest
 import torch
 import zarr
+from hypothesis import HealthCheck, settings
 from scipy import sparse
 
 import tahoe
 
+pytest.register_assert_rewrite("tests.strategies")
 HERE = Path(__file__).parent
+# Hypothesis draws the same few examples each time; `pytest --hypothesis-profile=long` draws others, and many.
+settings.register_profile(
+    "short", max_examples=30, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck)
+)
+settings.register_profile("long", max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck))
+settings.load_profile("short")
 # The networks of the tests are so small that a second thread only waits.
 torch.set_num_threads(1)
 
