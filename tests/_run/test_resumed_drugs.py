@@ -13,9 +13,8 @@ from tahoe._run.shards import Store
 from tahoe.errors import InputError
 
 
-@pytest.fixture
-def unfinished(reference, read_cells, tmp_path, monkeypatch):
-    """A run that stopped after the first of six shards, and how it was called."""
+def unfinished_run(reference, read_cells, tmp_path):
+    """A run that stopped after the first of six shards: its input, output and model, and its parameters."""
     cells = read_cells(reference / "drug-input.npz")[6:18].copy()
     cells.var["tahoe_gene"] = cells.var_names
     known = json.loads((reference / "drug-model" / "drug_to_id_pad.json").read_text())
@@ -30,33 +29,30 @@ def unfinished(reference, read_cells, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         write(self, shard, *arrays)
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Store, "write", stop)
         with pytest.raises(KeyboardInterrupt):
             tahoe.embed_file(*places, **call)
     return places, call
 
 
-def check_other_drugs_are_refused(places, call):
-    """The same column with other ids: half of the cells would have had another drug than they say."""
+def test_other_drugs_do_not_go_on(reference, read_cells, tmp_path):
+    """The same column with other ids: cells of one store would have different drugs of one name."""
+    places, call = unfinished_run(reference, read_cells, tmp_path)
     names = list(call["drugs"])
     turned = dict(zip(names, reversed(call["drugs"].values()), strict=True))
     with pytest.raises(InputError, match=r"cannot go on, since something differs: drugs \("):
         tahoe.embed_file(*places, **call | {"drugs": turned}, resume=True)
 
 
-def test_other_drugs_do_not_go_on(unfinished):
-    check_other_drugs_are_refused(*unfinished)
-
-
-def test_none_instead_of_drugs_does_not_go_on(unfinished):
-    places, call = unfinished
+def test_none_instead_of_drugs_does_not_go_on(reference, read_cells, tmp_path):
+    places, call = unfinished_run(reference, read_cells, tmp_path)
     with pytest.raises(InputError, match=r"differs: drug_key \(drugs then, None now\), drugs \("):
         tahoe.embed_file(*places, **call | {"drug_key": None, "drugs": None}, resume=True)
 
 
-def test_the_same_drugs_go_on(unfinished):
-    places, call = unfinished
+def test_the_same_drugs_go_on(reference, read_cells, tmp_path):
+    places, call = unfinished_run(reference, read_cells, tmp_path)
     tahoe.embed_file(*places, **call, resume=True)
     whole = anndata.read_h5ad(places[0])
     tahoe.tl.embed(whole, places[2], drug_key="drugs", drugs=call["drugs"], dtype="float32")
