@@ -61,6 +61,7 @@ def test_a_shard_is_done_when_it_is_there(store):
     assert store.state() == "2 of 4 shards are finished and stay"
 
 
+@pytest.mark.filterwarnings("ignore:zarr v3 autosharding")
 def test_a_store_appears_when_it_is_finished(store):
     source = SimpleNamespace(copy_obs=lambda obs, columns, without: [])
     names = pd.Index([f"g{i}" for i in range(2)])
