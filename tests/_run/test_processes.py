@@ -78,14 +78,14 @@ from tahoe.model.training.loop import TrainingPlan, train
 
 def work(_):
     adata, model = cells(), tahoe.load_model("demo").copy("mine")
-    tahoe.tl.attention(adata, model, top_k=5)
-    tahoe.tl.predict_expression(adata, model)
+    tahoe.tl.attention(adata, model, top_k=5, max_length=64)
+    tahoe.tl.predict_expression(adata, model, max_length=64)
     tokens = model.tokenize(adata.X[:4], model.vocabulary.tokens_of(adata.var["tahoe_gene"]), max_length=64)
     train(model.network, lambda _: tokens, TrainingPlan(steps=1), progress=False)
     with tempfile.TemporaryDirectory() as folder:
         model.save(f"{folder}/model")
         adata.write_h5ad(f"{folder}/cells.h5ad")
-        tahoe.embed_file(f"{folder}/cells.h5ad", f"{folder}/out.zarr", f"{folder}/model")
+        tahoe.embed_file(f"{folder}/cells.h5ad", f"{folder}/out.zarr", f"{folder}/model", max_length=64)
         return anndata.read_zarr(f"{folder}/out.zarr").shape
 
 assert work(0) == (6, 765)
