@@ -3,6 +3,9 @@ PYTHON ?= python3
 PYTHON_NEWEST ?= python3.13 python3.12
 VENV := .venv
 NEWEST := .venv-newest
+# Each worker takes a part of the tests, and then from those who have more left; some 2 GB each.
+IN_PARALLEL := --numprocesses logical --maxprocesses 4 --dist worksteal -m "not slow"
+DOCTESTS := --quiet --doctest-modules --ignore-glob="*/triton_*.py" src
 BIN := $(VENV)/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 PIP := $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
@@ -15,22 +18,25 @@ ifneq ($(origin PYTHON),file)
 ANEW := $(call clear,$(VENV),$(INTERPRETER))
 endif
 
-.PHONY: demo test test-newest lint docs environment clean anew
+.PHONY: demo test test-slow test-newest lint docs environment clean anew
 
 demo: environment ## embed real cells with the built-in model: tahoe-demo.png, tahoe-demo.h5ad
 	$(BIN)/tahoe demo
 
 test: $(VENV)/.test ## run the tests
-	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest --quiet --doctest-modules --ignore-glob="*/triton_*.py" src
+	$(BIN)/python -m pytest $(IN_PARALLEL)
+	$(BIN)/python -m pytest $(DOCTESTS)
+
+test-slow: $(VENV)/.test ## run the tests that `make test` leaves out
+	$(BIN)/python -m pytest -m slow
 
 test-newest: ## run the tests with the newest Python and the newest releases of everything, in .venv-newest
 	@test -n "$(INTERPRETER_NEWEST)" || { echo "none of $(PYTHON_NEWEST) is here; PYTHON_NEWEST= names another" >&2; exit 1; }
 	$(INTERPRETER_NEWEST) -m venv $(call clear,$(NEWEST),$(INTERPRETER_NEWEST)) $(NEWEST)
 	$(NEWEST)/bin/python $(PIP_INSTALL) --upgrade pip
 	$(NEWEST)/bin/python $(PIP_INSTALL) --upgrade --upgrade-strategy eager --editable ".[leiden]" --group test
-	$(NEWEST)/bin/python -m pytest
-	$(NEWEST)/bin/python -m pytest --quiet --doctest-modules --ignore-glob="*/triton_*.py" src
+	$(NEWEST)/bin/python -m pytest $(IN_PARALLEL)
+	$(NEWEST)/bin/python -m pytest $(DOCTESTS)
 
 lint: $(VENV)/.lint ## style, types, and who imports whom
 	$(BIN)/ruff check .

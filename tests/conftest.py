@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import logging
+import signal
 import warnings
 from pathlib import Path
 
@@ -9,19 +11,34 @@ import pandas as pd
 import pytest
 import torch
 import zarr
+from hypothesis import HealthCheck, settings
 from scipy import sparse
 
 import tahoe
 
+pytest.register_assert_rewrite("tests.strategies")
 HERE = Path(__file__).parent
+# Hypothesis draws the same few examples each time; `pytest --hypothesis-profile=long` draws others, and many.
+settings.register_profile(
+    "short", max_examples=30, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck)
+)
+settings.register_profile("long", max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck))
+settings.load_profile("short")
+# The workers of pytest-xdist ignore Ctrl-C, and so would all processes that the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # The networks of the tests are so small that a second thread only waits.
 torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def _quiet():
+    log = logging.getLogger("tahoe")
+    level, handlers = log.level, log.handlers
     with tahoe.settings.override(progress=False, device="cpu", dtype="float32"):
         yield
+    # the command line sets them for its process
+    log.setLevel(level)
+    log.handlers = handlers
 
 
 @pytest.fixture(scope="session")

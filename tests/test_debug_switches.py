@@ -61,7 +61,7 @@ def results(wide, tmp_path_factory):
     place = tmp_path_factory.mktemp("switches")
     (place / "numba").mkdir()
     (place / "numba" / "__init__.py").write_text('raise ImportError("Numba needs NumPy 2.0 or less. Got NumPy 9.9.")\n')
-    tahoe.datasets.pbmc68k()[:10].write_h5ad(place / "cells.h5ad")
+    tahoe.datasets.pbmc68k()[:3].write_h5ad(place / "cells.h5ad")
     found = {}
 
     def of(name):
@@ -93,7 +93,7 @@ def test_results_agree(results, name):
 
 def test_numba_that_is_switched_off_later(wide, monkeypatch):
     """As a debugger does it: tokens come from numpy, attention from torch, from then on."""
-    adata = tahoe.datasets.pbmc68k()[:5].copy()
+    adata = tahoe.datasets.pbmc68k()[:3].copy()
     model = tahoe.load_model(wide)
     tahoe.tl.embed(adata, model)
     expected = adata.obsm["X_tahoe"]

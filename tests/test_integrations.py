@@ -33,6 +33,7 @@ def vectors() -> np.ndarray:
     return cells.obsm["X_tahoe"]
 
 
+@pytest.mark.slow  # pynndescent and umap compile what they do
 @pytest.mark.skipif(Version(version("pynndescent")) >= Version("0.7"), reason="scanpy.tl.ingest fails with 0.7")
 @pytest.mark.filterwarnings("default")  # those of scanpy and umap are not ours to mend
 def test_ingest_labels_cells_by_their_neighbours_among_the_embeddings(vectors):

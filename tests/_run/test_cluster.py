@@ -22,7 +22,7 @@ from tahoe.model.files import WEIGHTS_FILE, file_sha256
 dask = pytest.importorskip("dask.array")
 distributed = pytest.importorskip("distributed")
 pytest.importorskip("xarray")
-ROWS = 300
+ROWS = 120
 # Threads and sockets of the cluster end when they like.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 
@@ -94,7 +94,7 @@ def test_gene_embeddings_are_summed_on_the_workers(client, file, model):
 
 
 def test_attention_is_summed_on_the_workers(client, file, model):
-    adata, here = lazy(file, rows=100), anndata.read_h5ad(file)
+    adata, here = lazy(file, rows=60), anndata.read_h5ad(file)
     for each in (adata, here):
         tahoe.tl.attention(each, model, min_cells=1, genes=here.var_names[:50].tolist(), dtype="float32")
     difference = abs(adata.varp["tahoe_attention"] - here.varp["tahoe_attention"])
@@ -146,7 +146,7 @@ def test_a_model_that_was_saved_travels_and_so_does_the_next(client, file, tiny,
 
 def test_nothing_runs_on_after_a_failure(client, file, model):
     """Nor does a traceback that somebody keeps, as notebooks do, keep the work alive."""
-    adata = lazy(file, rows=2)
+    adata = lazy(file, rows=10)
     adata.X = dask.concatenate([adata.X[:4], -adata.X[4:6], adata.X[6:]])
     with pytest.raises(InputError, match="negative values") as kept:
         tahoe.tl.embed_genes(adata, model, dtype="float32")
@@ -229,7 +229,7 @@ def test_a_worker_that_dies_is_replaced(client, file, model, truth, tmp_path):
 
 def test_an_error_of_a_worker_surfaces(client, file, model, tmp_path):
     # beyond the block that is looked at before the work begins
-    adata = anndata.concat([anndata.read_h5ad(file)] * 2, index_unique="-", merge="same")
+    adata = anndata.concat([anndata.read_h5ad(file)] * 5, index_unique="-", merge="same")
     adata.X.data[-1] = -1
     adata.write_h5ad(tmp_path / "bad.h5ad")
     with pytest.raises(InputError, match="negative values"):

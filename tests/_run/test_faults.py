@@ -23,11 +23,8 @@ INTERRUPTED = """
 import os, signal, sys, threading, time
 import anndata, tahoe
 
-verb, place, folder = sys.argv[1:]
+folder = sys.argv[1]
 tahoe.settings.progress = False
-model = tahoe.load_model(folder + "/model", device="cpu")
-adata = anndata.read_h5ad(folder + "/cells.h5ad")
-before = {name: sorted(getattr(adata, name)) for name in ("obs", "obsm", "uns", "var", "varm", "varp", "layers")}
 calls = 0
 
 def interrupt(*_):
@@ -36,34 +33,43 @@ def interrupt(*_):
     if calls == 20:
         os.kill(os.getpid(), signal.SIGINT)
 
-if place == "network":
-    model.network.layers[0].register_forward_pre_hook(interrupt)
-else:
-    tokenize = model.tokenize
-    def slowly(*arguments, **options):
-        if threading.current_thread() is threading.main_thread():
-            raise SystemExit("nothing is read ahead")
-        time.sleep(0.3)
-        os.kill(os.getpid(), signal.SIGINT)
-        return tokenize(*arguments, **options)
-    model.tokenize = slowly
-options = {"groupby": "kind"} if verb in ("embed_genes", "attention") else {}
-try:
-    getattr(tahoe.tl, verb)(adata, model, **options)
-except KeyboardInterrupt:
-    after = {name: sorted(getattr(adata, name)) for name in before}
-    # tqdm has a thread for all bars of a process, and the threads of a CPU wait for the next call, doing nothing
-    names = {thread.name for thread in threading.enumerate() if type(thread).__name__ != "TMonitor"}
-    waiting = {name for name in names if name.startswith("tahoe-thread")} | {"MainThread"}
-    counted = calls
-    time.sleep(0.2)
-    alive = sorted(names - waiting) + ["a thread goes on"] * (calls > counted)
-    links = [f"/proc/self/fd/{each}" for each in os.listdir("/proc/self/fd")]
-    files = [os.readlink(link) for link in links if os.path.exists(link)]
-    print("interrupted", after == before, alive, [file for file in files if folder in file])
-else:
-    print("not interrupted")
+def work(verb, place):
+    global calls
+    calls = 0
+    model = tahoe.load_model(folder + "/model", device="cpu")
+    adata = anndata.read_h5ad(folder + "/cells.h5ad")
+    before = {name: sorted(getattr(adata, name)) for name in ("obs", "obsm", "uns", "var", "varm", "varp", "layers")}
+    if place == "network":
+        model.network.layers[0].register_forward_pre_hook(interrupt)
+    else:
+        tokenize = model.tokenize
+        def slowly(*arguments, **options):
+            if threading.current_thread() is threading.main_thread():
+                raise SystemExit("nothing is read ahead")
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGINT)
+            return tokenize(*arguments, **options)
+        model.tokenize = slowly
+    options = {"groupby": "kind"} if verb in ("embed_genes", "attention") else {}
+    try:
+        getattr(tahoe.tl, verb)(adata, model, **options)
+    except KeyboardInterrupt:
+        after = {name: sorted(getattr(adata, name)) for name in before}
+        # tqdm has a thread for all bars of a process, and the threads of a CPU wait for the next call, doing nothing
+        names = {thread.name for thread in threading.enumerate() if type(thread).__name__ != "TMonitor"}
+        waiting = {name for name in names if name.startswith("tahoe-thread")} | {"MainThread"}
+        counted = calls
+        time.sleep(0.2)
+        alive = sorted(names - waiting) + ["a thread goes on"] * (calls > counted)
+        links = [f"/proc/self/fd/{each}" for each in os.listdir("/proc/self/fd")]
+        files = [os.readlink(link) for link in links if os.path.exists(link)]
+        return f"interrupted {after == before} {alive} {[file for file in files if folder in file]}"
+    return "not interrupted"
+
+for verb, place in (pair.split() for pair in sys.argv[2:]):
+    print(verb, place, work(verb, place), flush=True)
 """
+PLACES = ["embed network", "embed reader", "embed_genes network", "attention network"]
 
 
 @pytest.fixture(scope="module")
@@ -78,14 +84,10 @@ def folder(reference, read_cells, tmp_path_factory):
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks at open files as Linux lists them")
-@pytest.mark.parametrize(
-    ("verb", "place"),
-    [("embed", "network"), ("embed", "reader"), ("embed_genes", "network"), ("attention", "network")],
-)
-def test_ctrl_c_leaves_the_data_as_it_was(folder, verb, place):
-    command = [sys.executable, "-c", INTERRUPTED, verb, place, str(folder)]
+def test_ctrl_c_leaves_the_data_as_it_was(folder):
+    command = [sys.executable, "-c", INTERRUPTED, str(folder), *PLACES]
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert run.stdout.strip() == "interrupted True [] []", run.stderr
+    assert run.stdout.splitlines() == [f"{place} interrupted True [] []" for place in PLACES], run.stderr
 
 
 def test_ctrl_c_at_the_command_line_leaves_finished_shards(folder, tmp_path):

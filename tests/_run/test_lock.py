@@ -150,10 +150,10 @@ def test_runs_that_start_together(heart, tmp_path, kind):
     command = ["-q", "embed", str(cells), "-o", str(output), "-m", "demo", "--max-length", "200", *options]
     runs = [
         subprocess.Popen([sys.executable, "-m", "tahoe.cli", *command], stderr=subprocess.PIPE, text=True)
-        for _ in range(3)
+        for _ in range(2)
     ]
     told = [run.communicate()[1] for run in runs]
-    assert sorted(run.returncode for run in runs) == [0, 1, 1]
+    assert sorted(run.returncode for run in runs) == [0, 1]
     for message in (message for message, run in zip(told, runs, strict=True) if run.returncode):
         assert message.count("\n") == 1
         assert "another run" in message or "exists" in message

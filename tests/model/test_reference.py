@@ -131,11 +131,12 @@ def test_attention_weights(case):
 @pytest.mark.parametrize("attention", ["sdpa", "blocked"])
 def test_the_ways_that_verbs_take(case, attention):
     case.model.attention = attention
-    outputs, cells = case.model.embed_tokens(case.tokens), case.model.embed_cells(case.tokens)
-    np.testing.assert_allclose(cells, case.truth["cell_emb_raw"], atol=CLOSE, rtol=0)
-    np.testing.assert_allclose(outputs[case.tokens.bounds[:-1]], cells, atol=2e-6, rtol=0)
-    predicted = case.model.predict(case.tokens)
-    np.testing.assert_allclose(predicted, case.truth["expr_preds"][case.order], atol=CLOSE_PREDICTION, rtol=0)
+    tokens = case.tokens.cells(0, 12)
+    outputs, cells = case.model.embed_tokens(tokens), case.model.embed_cells(tokens)
+    np.testing.assert_allclose(cells, case.truth["cell_emb_raw"][:12], atol=CLOSE, rtol=0)
+    np.testing.assert_allclose(outputs[tokens.bounds[:-1]], cells, atol=2e-6, rtol=0)
+    truth = case.truth["expr_preds"][case.order[: len(tokens.ids)]]
+    np.testing.assert_allclose(case.model.predict(tokens), truth, atol=CLOSE_PREDICTION, rtol=0)
 
 
 def test_drugs_by_name(reference):

@@ -1,3 +1,5 @@
+import sys
+
 from tahoe.cli import main
 
-main()
+sys.exit(main())

@@ -104,7 +104,7 @@ def test_a_save_that_failed_leaves_nothing_that_loads(reference, tmp_path, monke
         tahoe.load_model(tmp_path)
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.005, 0.013, 0.03])
+@pytest.mark.parametrize("seconds", [0.0, 0.013])
 def test_a_killed_save_leaves_the_old_model_the_new_or_none(reference, tmp_path, seconds):
     folder = shutil.copytree(reference / "tiny-model", tmp_path / "tiny")
     command = [sys.executable, "-c", SAVE, str(reference / "tiny-model"), str(folder)]

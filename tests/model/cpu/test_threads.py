@@ -94,23 +94,3 @@ parallel_for(work, range(10**5))
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert "KeyboardInterrupt" in run.stderr
-
-
-FORKED = """
-import os, sys, tahoe
-model = tahoe.load_model("demo", device="cpu", dtype="float32")
-cells = tahoe.datasets.pbmc68k()[:20].copy()
-tahoe.tl.embed(cells, model)
-child = os.fork()
-again = cells.copy()
-tahoe.tl.embed(again, model)
-same = (again.obsm["X_tahoe"] == cells.obsm["X_tahoe"]).all()
-if child:
-    same &= os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-os._exit(not same)
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_forked_process_has_threads_of_its_own():
-    assert subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], timeout=120, check=False).returncode == 0
