@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -59,7 +60,7 @@ def test_a_budget_is_a_number_of_tokens(value):
 
 def test_how_to_compute_from_the_environment():
     code = "import tahoe; s = tahoe.settings; print(s.attention, s.token_budget + 1)"
-    environment = {"TAHOE_ATTENTION": "eager", "TAHOE_TOKEN_BUDGET": "5000"}
+    environment = os.environ | {"TAHOE_ATTENTION": "eager", "TAHOE_TOKEN_BUDGET": "5000"}
     out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert out.stdout.split() == ["eager", "5001"]
     environment["TAHOE_TOKEN_BUDGET"] = "many"

@@ -87,7 +87,7 @@ def test_without_context(tiny, full_cells):
             r"the group 'n_cells' of obs\['taken'\] would go to 'tahoe_n_cells', which holds something",
         ),
         ({"groupby": "alike"}, r"groups of obs\['alike'\] have the same name, or differ only by"),
-        ({"groupby": "kind", "context": False}, "with context=False the vectors are the same in all cells"),
+        ({"groupby": "kind", "context": False}, "with context=False the embeddings are the same in all cells"),
         ({"layer": "nothing"}, "does not exist"),
     ],
 )

@@ -11,35 +11,21 @@ import numpy as np
 from tahoe._cells.slots import n_genes_name, write
 from tahoe._run.batches import embed_cells
 from tahoe._run.cluster import embed_lazily
-from tahoe._run.inputs import read_inputs
 from tahoe.errors import TahoeWarning
 
 if TYPE_CHECKING:
-    import os
-
     from anndata import AnnData
 
-    from tahoe.model import TahoeModel
+    from tahoe._run.inputs import Inputs
 
 log = logging.getLogger(__name__)
 
 
 def embed_in_place(
-    adata: AnnData,
-    model: str | os.PathLike[str] | TahoeModel,
-    *,
-    normalize: bool,
-    max_length: int,
-    seed: int,
-    key_added: str,
-    **options: Any,
-) -> dict[str, Any]:
-    """Embed the cells, write embeddings, numbers of genes and provenance, and give the provenance.
-
-    `options` are those of `read_inputs`.
-    """
+    adata: AnnData, inputs: Inputs, *, normalize: bool, max_length: int, seed: int, key_added: str
+) -> None:
+    """Embed the cells, and write embeddings, numbers of genes and provenance."""
     counts = n_genes_name(key_added)
-    inputs = read_inputs(adata, model, **options)
     log.info("embedding %d cells of %s with %r", inputs.matrix.n_cells, inputs.matrix.slot, inputs.model)
     # before the work: the hash of the weights needs their file
     record = inputs.record(max_length=max_length, normalize=normalize, seed=seed)
@@ -53,7 +39,6 @@ def embed_in_place(
         _warn_of_empty_cells(n_genes, counts)
         obsm, obs = {key_added: embeddings}, {counts: n_genes}
     write(adata, obsm=obsm, obs=obs, uns={key_added: record}, mapping=inputs.mapping)
-    return record
 
 
 def _warn_of_empty_cells(n_genes: np.ndarray, column: str) -> None:

@@ -9,6 +9,7 @@ from tahoe._cells.file import absolute
 from tahoe._cells.opening import open_source
 from tahoe._cells.slots import add_to_record
 from tahoe._run.embed import embed_in_place
+from tahoe._run.inputs import read_inputs
 from tahoe._run.lock import sole_run
 from tahoe._run.shards import writing, writing_all_strings
 from tahoe.errors import InputError
@@ -28,6 +29,9 @@ def embed_whole(
     output: Path,
     model: str | os.PathLike[str] | TahoeModel,
     *,
+    normalize: bool,
+    max_length: int,
+    seed: int,
     key_added: str,
     gene_key: str | None,
     organism: str | None,
@@ -46,7 +50,8 @@ def embed_whole(
             warnings.simplefilter("ignore")
             _write(adata[:0].copy(), written, output)
         written.unlink()
-        embed_in_place(adata, model, key_added=key_added, **mapping, **options)
+        inputs = read_inputs(adata, model, **mapping, **options)
+        embed_in_place(adata, inputs, normalize=normalize, max_length=max_length, seed=seed, key_added=key_added)
         add_to_record(adata, key_added, source=path, **mapping)
         _write(adata, written, output)
         written.replace(output)

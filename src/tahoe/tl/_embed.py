@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from tahoe._cells.objects import check_adata
 from tahoe._cells.slots import check_key, copy_or_self, n_genes_name
 from tahoe._run.embed import embed_in_place
-from tahoe._run.inputs import check_at_least
+from tahoe._run.inputs import check_at_least, read_inputs
 from tahoe._run.parameters import document_parameters
 
 if TYPE_CHECKING:
@@ -87,20 +87,17 @@ def embed(
     check_key(adata, key_added, ("obsm", key_added), ("obs", counts))
     check_at_least(max_length=(max_length, 2))
     adata = copy_or_self(adata, copy)
-    embed_in_place(
+    inputs = read_inputs(
         adata,
         model,
-        normalize=normalize,
         layer=layer,
         use_raw=use_raw,
         mask_var=mask_var,
         drug_key=drug_key,
         drugs=drugs,
-        max_length=max_length,
         min_coverage=min_coverage,
-        seed=seed,
-        key_added=key_added,
         device=device,
         dtype=dtype,
     )
+    embed_in_place(adata, inputs, normalize=normalize, max_length=max_length, seed=seed, key_added=key_added)
     return adata if copy else None
