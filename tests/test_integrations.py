@@ -25,11 +25,12 @@ def run(heading: str) -> dict:
     return names
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def vectors() -> np.ndarray:
     """Embeddings of the cells of the examples."""
     cells = tahoe.datasets.pbmc68k()
-    tahoe.tl.embed(cells, model="demo")
+    with tahoe.settings.override(progress=False):
+        tahoe.tl.embed(cells, model="demo", device="cpu", dtype="float32")
     return cells.obsm["X_tahoe"]
 
 
