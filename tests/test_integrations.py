@@ -77,7 +77,7 @@ def test_the_accessor_calls_the_functions(vectors):
     try:
         cells = run("An accessor")["cells"]
         np.testing.assert_array_equal(cells.obsm["X_tahoe"], vectors)
-        assert cells.tahoe.embed_genes("demo", copy=True).varm["tahoe"].shape[0] == cells.n_vars
+        assert cells.tahoe.embed_genes("demo", context=False, copy=True).varm["tahoe"].shape[0] == cells.n_vars
         with pytest.raises(AttributeError, match="no attribute 'nothing'"):
             cells.tahoe.nothing  # noqa: B018
     finally:
