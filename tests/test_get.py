@@ -76,10 +76,11 @@ def check_attention(ours, expected, truth, cell, model):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_rows_of_attention_sum_to_one(heart, dtype):
-    model = tahoe.load_model("demo", dtype=dtype)
+    model, cells = tahoe.load_model("demo", dtype=dtype), heart[:2].copy()
+    tahoe.pp.map_genes(cells)
     for layer in range(3):
         for head in range(4):
-            weights = tahoe.get.attention(heart, model, cell=0, network_layer=layer, heads=head, max_length=600)
+            weights = tahoe.get.attention(cells, model, cell=0, network_layer=layer, heads=head, max_length=600)
             assert len(weights) == 600
             np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-5, rtol=0)
     genes = weights.index[1:]

@@ -25,11 +25,12 @@ def run(heading: str) -> dict:
     return names
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def vectors() -> np.ndarray:
     """Embeddings of the cells of the examples."""
     cells = tahoe.datasets.pbmc68k()
-    tahoe.tl.embed(cells, model="demo")
+    with tahoe.settings.override(progress=False):
+        tahoe.tl.embed(cells, model="demo", device="cpu", dtype="float32")
     return cells.obsm["X_tahoe"]
 
 
@@ -76,7 +77,7 @@ def test_the_accessor_calls_the_functions(vectors):
     try:
         cells = run("An accessor")["cells"]
         np.testing.assert_array_equal(cells.obsm["X_tahoe"], vectors)
-        assert cells.tahoe.embed_genes("demo", copy=True).varm["tahoe"].shape[0] == cells.n_vars
+        assert cells.tahoe.embed_genes("demo", context=False, copy=True).varm["tahoe"].shape[0] == cells.n_vars
         with pytest.raises(AttributeError, match="no attribute 'nothing'"):
             cells.tahoe.nothing  # noqa: B018
     finally:

@@ -68,7 +68,7 @@ def state():
 
 @pytest.fixture(scope="module")
 def cells():
-    adata = tahoe.datasets.pbmc68k()[:6].copy()
+    adata = tahoe.datasets.pbmc68k()[:4].copy()
     tahoe.pp.map_genes(adata)
     return adata
 
@@ -93,14 +93,14 @@ def checkpoint(request, tmp_path_factory):
 def everything(cells, folder, dtype):
     """Results of all verbs, of a model that is loaded here."""
     model = tahoe.load_model(folder, device="cpu", dtype=dtype)
-    adata = cells.copy()
-    tahoe.tl.embed(adata, model)
-    tahoe.tl.embed_genes(adata, model)
+    adata, short = cells.copy(), {"max_length": 100}
+    tahoe.tl.embed(adata, model, **short)
+    tahoe.tl.embed_genes(adata, model, **short)
     tahoe.tl.embed_genes(adata, model, context=False, key_added="inputs")
-    tahoe.tl.attention(adata, model, min_cells=1, genes=list(adata.var_names[:40]))
-    tahoe.tl.predict_expression(adata, model)
-    tahoe.tl.predict_expression(adata, model, genes=["CD3D", "CD14"], decoder="mvc", key_added="asked")
-    tahoe.tl.predict_expression(adata, model, mask_fraction=0.3, key_added="hidden")
+    tahoe.tl.attention(adata, model, min_cells=1, genes=list(adata.var_names[:40]), **short)
+    tahoe.tl.predict_expression(adata, model, **short)
+    tahoe.tl.predict_expression(adata, model, genes=["CD3D", "CD14"], decoder="mvc", key_added="asked", **short)
+    tahoe.tl.predict_expression(adata, model, mask_fraction=0.3, key_added="hidden", **short)
     return {
         "cells": adata.obsm["X_tahoe"],
         "genes": adata.varm["tahoe"],
@@ -109,8 +109,8 @@ def everything(cells, folder, dtype):
         "predicted": adata.layers["tahoe_expression"].toarray(),
         "asked": adata.obsm["asked"].to_numpy(),
         "hidden": adata.layers["hidden"].toarray(),
-        "one cell": tahoe.get.gene_embeddings(adata, model, cell=3).to_numpy(),
-        "its attention": tahoe.get.attention(adata, model, cell=3).to_numpy(),
+        "one cell": tahoe.get.gene_embeddings(adata, model, cell=3, **short).to_numpy(),
+        "its attention": tahoe.get.attention(adata, model, cell=3, **short).to_numpy(),
     }
 
 
