@@ -244,7 +244,7 @@ class Cases:
         output = self.h5ad.with_name("output.zarr")
         for left in (output, output.with_name(f"{output.name}.partial")):
             shutil.rmtree(left, ignore_errors=True)
-        tahoe.embed_file(path, output, self.model, min_coverage=0, columns=True)
+        tahoe.embed_file(path, output, self.model, min_coverage=0, keep_metadata=True)
         return np.asarray(zarr.open_group(output, mode="r")["obsm"]["X_tahoe"])
 
     def judged(self, adata: anndata.AnnData, arrays: dict, shape: tuple, kind: type) -> str:

@@ -188,7 +188,7 @@ def test_a_zipped_store_is_read(truth, store, top):
     place = store.parent / "zips"
     place.mkdir()
     shutil.make_archive(str(place / "cells.zarr"), "zip", store.parent if top else store, top or None)
-    found = vectors(place / "cells.zarr.zip", shard_cells=2, columns=True)
+    found = vectors(place / "cells.zarr.zip", cells_per_shard=2, keep_metadata=True)
     np.testing.assert_array_equal(found.obsm["X_tahoe"], truth.obsm["X_tahoe"])
     assert found.obs_names.equals(truth.obs_names)
     assert found.obs["cell_type"].tolist() == truth.obs["cell_type"].tolist()

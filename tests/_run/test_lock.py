@@ -146,7 +146,7 @@ def test_runs_that_start_together(heart, tmp_path, kind):
     """As the jobs of an array do; one of them finishes, whoever is late is told, and none is to look for a bug."""
     cells, output = tmp_path / "cells.h5ad", tmp_path / f"out.{kind}"
     heart[:30].copy().write_h5ad(cells)
-    options = ["--shard-cells", "5", "--resume"] if kind == "zarr" else []
+    options = ["--cells-per-shard", "5", "--resume"] if kind == "zarr" else []
     command = ["-q", "embed", str(cells), "-o", str(output), "-m", "demo", "--max-length", "200", *options]
     runs = [
         subprocess.Popen([sys.executable, "-m", "tahoe.cli", *command], stderr=subprocess.PIPE, text=True)

@@ -55,9 +55,9 @@ def embed_file(
     normalize: bool = True,
     seed: int = 0,
     key_added: str = "X_tahoe",
-    columns: bool = False,
+    keep_metadata: bool = False,
     stored_dtype: str = "float32",
-    shard_cells: int = 4096,
+    cells_per_shard: int = 4096,
     resume: bool = False,
     client: Any = None,
     device: str | torch.device | None = None,
@@ -91,11 +91,11 @@ def embed_file(
         As for `tahoe.pp.map_genes`. If none is given, genes that `source` has mapped already are taken as they are.
     key_added
         Where in ``obsm`` of the store the vectors go.
-    columns
-        Carry the columns of ``obs`` and ``var`` along. Their indexes always are.
+    keep_metadata
+        Copy the columns of ``obs`` and ``var`` too. Their indexes always are.
     stored_dtype
         ``"float32"``, or ``"float16"`` for half the size, which moves a coordinate by less than 0.05 % of itself.
-    shard_cells
+    cells_per_shard
         Cells in a shard: what a killed run loses at most, for each process that computes.
     resume
         Go on with a run that did not end. It must have had the same input, model and parameters.
@@ -147,7 +147,7 @@ def embed_file(
     check_path("source", source)
     check_path("output", output)
     check_name(key_added)
-    check_at_least(max_length=(max_length, 2), token_budget=(token_budget, 1), shard_cells=(shard_cells, 1))
+    check_at_least(max_length=(max_length, 2), token_budget=(token_budget, 1), cells_per_shard=(cells_per_shard, 1))
     target = Path(output).absolute()
     _check_output(Path(output), stored_dtype, resume)
     what: dict[str, Any] = {"layer": layer, "use_raw": use_raw, "mask_var": mask_var, "min_coverage": min_coverage}
@@ -155,14 +155,16 @@ def embed_file(
     where: dict[str, Any] = {"device": device, "dtype": dtype, "attention": attention}
     how: dict[str, Any] = {"max_length": max_length, "normalize": normalize, "seed": seed, "token_budget": token_budget}
     if target.suffix.lower() == ".h5ad":
-        of_stores = {"columns": columns, "resume": resume, "client": client is not None}
-        _refuse_for_h5ad(of_stores | {"stored_dtype": stored_dtype != "float32", "shard_cells": shard_cells != 4096})
+        of_stores = {"keep_metadata": keep_metadata, "resume": resume, "client": client is not None}
+        _refuse_for_h5ad(
+            of_stores | {"stored_dtype": stored_dtype != "float32", "cells_per_shard": cells_per_shard != 4096}
+        )
         embed_whole(source, target, model, key_added=key_added, **what, **where, **how)
         return
     with open_source(source) as opened, sole_run(target):
         inputs = read_inputs(opened, model, **what, **where, client=client or cluster())
         width = inputs.model.config.d_model
-        store = Store(target, key_added, opened.n_obs, width, stored_dtype, shard_cells)
+        store = Store(target, key_added, opened.n_obs, width, stored_dtype, cells_per_shard)
         record = inputs.record(**how)
         work = Work(absolute(opened.path), inputs.matrix.slot, inputs.task(**how), store)
         record["source"] = work.source
@@ -170,7 +172,7 @@ def embed_file(
         record |= {} if organism is None else {"organism": organism}
         record |= {} if duplicates is None else {"duplicates": duplicates}
         store.begin(_fingerprint(work, inputs, record), resume)
-        store.describe(opened, _var(inputs, columns), _uns(inputs, key_added, record), columns)
+        store.describe(opened, _var(inputs, keep_metadata), _uns(inputs, key_added, record), keep_metadata)
         work.all(inputs.client)
         n_empty = store.finish()
     if n_empty:
@@ -276,15 +278,15 @@ def _fingerprint(work: Work, inputs: Inputs, record: dict[str, Any]) -> dict[str
         **identity(work.source),
         "key_added": store.key,
         "stored_dtype": store.dtype,
-        "shard_cells": store.shard_cells,
+        "cells_per_shard": store.cells_per_shard,
     }
 
 
-def _var(inputs: Inputs, columns: bool) -> pd.DataFrame:
+def _var(inputs: Inputs, keep_metadata: bool) -> pd.DataFrame:
     """Genes of the store, with their mapping."""
     var = inputs.matrix.var
     mapped = [name for name in ("tahoe_gene", "tahoe_match") if name in var]
-    var = var.copy() if columns else var[mapped].copy()
+    var = var.copy() if keep_metadata else var[mapped].copy()
     # no key of a store may have a slash
     var.index.name = None if var.index.name is None else str(var.index.name).replace("/", "_")
     if inputs.mapping is not None:

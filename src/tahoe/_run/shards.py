@@ -41,7 +41,7 @@ class Store:
     n_cells: int
     width: int
     dtype: str
-    shard_cells: int
+    cells_per_shard: int
 
     @property
     def unfinished(self) -> Path:
@@ -54,7 +54,7 @@ class Store:
 
     @property
     def n_shards(self) -> int:
-        return math.ceil(self.n_cells / self.shard_cells)
+        return math.ceil(self.n_cells / self.cells_per_shard)
 
     @property
     def n_genes_name(self) -> str:
@@ -63,7 +63,7 @@ class Store:
 
     def rows(self, shard: int) -> tuple[int, int]:
         """First cell of a shard, and the one behind its last."""
-        return shard * self.shard_cells, min((shard + 1) * self.shard_cells, self.n_cells)
+        return shard * self.cells_per_shard, min((shard + 1) * self.cells_per_shard, self.n_cells)
 
     def missing(self) -> list[int]:
         """Shards that are not there yet."""
@@ -98,7 +98,10 @@ class Store:
             )
             raise InputError(message)
         else:
-            check_same(json.loads(run_file.read_text(encoding="utf-8")), fingerprint, str(self.unfinished))
+            before = json.loads(run_file.read_text(encoding="utf-8"))
+            if "shard_cells" in before:  # as earlier versions called it
+                before["cells_per_shard"] = before.pop("shard_cells")
+            check_same(before, fingerprint, str(self.unfinished))
 
     def write(self, shard: int, vectors: np.ndarray, n_genes: np.ndarray) -> None:
         """Write one shard; the vectors last, since they say that it is done."""
@@ -108,7 +111,7 @@ class Store:
             root["obs"][self.n_genes_name][rows] = n_genes
             root["obsm"][self.key][rows] = vectors.astype(self.dtype)
 
-    def describe(self, source: Source, var: pd.DataFrame, uns: dict[str, Any], columns: bool) -> None:
+    def describe(self, source: Source, var: pd.DataFrame, uns: dict[str, Any], keep_metadata: bool) -> None:
         """Write what is not per shard: before the shards, so that what cannot be written costs no work.
 
         Raises
@@ -118,17 +121,17 @@ class Store:
         """
         try:
             with self._writing():
-                self._describe(source, var, uns, columns)
+                self._describe(source, var, uns, keep_metadata)
         except Exception:
             if len(self.missing()) == self.n_shards:
                 (self.unfinished / RUN_FILE).unlink(missing_ok=True)
                 shutil.rmtree(self._place, ignore_errors=True)
             raise
 
-    def _describe(self, source: Source, var: pd.DataFrame, uns: dict[str, Any], columns: bool) -> None:
+    def _describe(self, source: Source, var: pd.DataFrame, uns: dict[str, Any], keep_metadata: bool) -> None:
         root = self._root()
         obs = root["obs"]
-        names = source.copy_obs(obs, columns, without=self.n_genes_name)
+        names = source.copy_obs(obs, keep_metadata, without=self.n_genes_name)
         _encode(obs, "dataframe", **{"column-order": [*names, self.n_genes_name]})
         with warnings.catch_warnings(), writing_all_strings():
             # on the next version of anndata
@@ -175,17 +178,17 @@ class Store:
         root: Any = zarr.create_group(self._place, zarr_format=3)
         for name in ("obsm", "uns", "layers", "varm", "obsp", "varp"):
             _encode(root.create_group(name), "dict")
-        inner = math.gcd(self.shard_cells, 512)
+        inner = math.gcd(self.cells_per_shard, 512)
         vectors = root["obsm"].create_array(
             self.key,
             shape=(self.n_cells, self.width),
             dtype=self.dtype,
             chunks=(inner, self.width),
-            shards=(self.shard_cells, self.width),
+            shards=(self.cells_per_shard, self.width),
             compressors=None,
         )
         n_genes = root.create_group("obs").create_array(
-            self.n_genes_name, shape=(self.n_cells,), dtype="int64", chunks=(self.shard_cells,)
+            self.n_genes_name, shape=(self.n_cells,), dtype="int64", chunks=(self.cells_per_shard,)
         )
         _encode(vectors, "array")
         _encode(n_genes, "array")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tahoe.model import TahoeModel
 
 # Options that say how a store is written; an h5ad file has no use for them.
-OF_STORES = {"workers", "scheduler", "resume", "columns", "stored_dtype", "shard_cells"}
+OF_STORES = {"workers", "scheduler", "resume", "keep_metadata", "stored_dtype", "cells_per_shard"}
 OF_MAPPING = ("gene_key", "organism", "duplicates")
 # What the provenance of a run must have, to repeat it, and of which kind each entry is.
 ALWAYS = ("model", "model_sha256", "input")

@@ -102,9 +102,9 @@ where_to_run = _grouped(
 )
 how_to_store = _grouped(
     click.option("--resume", is_flag=True, help="Go on with a run that did not end (zarr output)."),
-    click.option("--columns", is_flag=True, help="Carry the columns of obs and var along (zarr output)."),
+    click.option("--keep-metadata", is_flag=True, help="Copy the columns of obs and var too (zarr output)."),
     click.option("--stored-dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True),
-    click.option("--shard-cells", default=4096, show_default=True, help="Cells that a killed run loses at most."),
+    click.option("--cells-per-shard", default=4096, show_default=True, help="Cells that a killed run loses at most."),
 )
 
 
