@@ -136,7 +136,8 @@ def test_folders(tmp_path, h5ad, store):
     (mtx / "matrix.mtx.gz").write_bytes(b"")
     assert f"sc.read_10x_mtx({str(mtx)!r})" in refusal(mtx)
     assert f"it has {str(mtx)!r}: pass that" in refusal(mtx.parent)
-    assert f"is a part of {str(store)!r}; pass that" in refusal(store / "X" / "data")
+    for part in ("X/data", "X", "obs", "layers"):
+        assert f"is a part of {str(store)!r}; pass that" in refusal(store / part)
     assert "mudata.read" in refusal(group(tmp_path / "mu.zarr", "mod/rna"))
     assert f"pass its table, such as {str(tmp_path / 'sd.zarr')}/tables/table" in refusal(
         group(tmp_path / "sd.zarr", "tables/table")

@@ -79,7 +79,9 @@ def test_the_same_as_in_memory(folder, truth, tiny_model, tmp_path, name):
     assert list(store.obs) == ["tahoe_n_genes"]
     assert list(store.var) == ["tahoe_gene"]
     assert store.X is None
-    record = {key: list(value) if key == "versions" else value for key, value in store.uns["X_tahoe"].items()}
+    record = {
+        key: list(value) if key in ("slots", "versions") else value for key, value in store.uns["X_tahoe"].items()
+    }
     assert record == truth.uns["X_tahoe"] | {"source": str(folder / name)}
     assert [path.name for path in tmp_path.iterdir()] == ["out.zarr"]
 

@@ -10,7 +10,7 @@ import pandas as pd
 from anndata.io import read_elem
 
 from tahoe._cells.sparse_checks import reading
-from tahoe._genes.debris import as_text
+from tahoe._genes.clean import as_text
 from tahoe.errors import InputError
 
 # Entries that are copied at once.

@@ -12,7 +12,7 @@ import h5py
 import zarr
 from zarr.errors import ContainsArrayError, NodeNotFoundError
 
-from tahoe._cells.file import Source
+from tahoe._cells.file import CellFile
 from tahoe._cells.objects import check_path
 from tahoe._cells.tenx import TenX, is_tenx
 from tahoe.errors import InputError
@@ -27,7 +27,7 @@ MARKS = ("zarr.json", ".zgroup")
 
 
 @contextmanager
-def open_source(path: str | os.PathLike[str]) -> Iterator[Source]:
+def open_source(path: str | os.PathLike[str]) -> Iterator[CellFile]:
     """Open an h5ad file, a zarr store (a folder or a zip archive) or a 10x matrix, here or behind a URL of fsspec.
 
     What a file is decides its content, not its name.
@@ -42,7 +42,7 @@ def open_source(path: str | os.PathLike[str]) -> Iterator[Source]:
     name = os.fsdecode(path)
     with ExitStack() as stack:
         root = _open_url(name, stack) if "://" in name else _open_here(name, stack)
-        yield TenX(root, name) if is_tenx(root) else Source(root, name)
+        yield TenX(root, name) if is_tenx(root) else CellFile(root, name)
 
 
 def _open_here(name: str, stack: ExitStack) -> Any:

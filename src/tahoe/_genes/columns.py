@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from tahoe._genes.debris import as_text, tidied
+from tahoe._genes.clean import as_text, tidied
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from tahoe._genes.clean import as_text
 from tahoe._genes.columns import gene_columns
-from tahoe._genes.debris import as_text
 from tahoe._genes.names import Resolved, find_id, resolve_names
 from tahoe._genes.report import (
     FEW_GENES,
     check_coverage,
     describe,
     in_released_vocabulary,
+    non_negative_totals,
     refuse_unknown,
-    usable_totals,
 )
 from tahoe._genes.table import AMBIGUOUS, DUPLICATE, ENSEMBL, MATCHES, MODALITY, SUMMED, load_table
 from tahoe.errors import GeneError, InputError
@@ -37,7 +37,7 @@ __all__ = [
     "map_genes",
     "own_ids_first",
     "resolve",
-    "usable_totals",
+    "non_negative_totals",
 ]
 
 ORGANISMS = ("human", "mouse")
@@ -101,7 +101,7 @@ def map_genes(
         message = f"{columns.left_out}; pass the AnnData or the modality with the RNA"
         raise GeneError(message)
     key, names, resolved, contradiction = _choose_names(var.iloc[inside], gene_key, organism)
-    usable = usable_totals(None if totals is None else np.asarray(totals)[inside])
+    usable = non_negative_totals(None if totals is None else np.asarray(totals)[inside])
     first = columns.are_told if preferred is None else columns.are_told & preferred
     tiers = _settle_duplicates(
         resolved, names, np.zeros(len(names)) if usable is None else usable, first[inside], duplicates

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tahoe._genes.debris import tidied
+from tahoe._genes.clean import tidied
 from tahoe._genes.table import AMBIGUOUS, ENSEMBL, MATCHES, ORTHOLOG, RETIRED, SYMBOL, UNMAPPED, GeneTable, load_table
 
 # A stage of repair weighs more than any tier: a name that stands in the table as it is beats every repaired one.

@@ -203,7 +203,7 @@ def check_coverage(
     """
     gene, names = np.asarray(mapping_gene, dtype=object), np.asarray(names, dtype=object)
     known = _isin(gene, vocabulary_genes)
-    usable = usable_totals(totals)
+    usable = non_negative_totals(totals)
     found: dict[str, Any] = {"n_in_vocabulary": int(known.sum())}
     if usable is not None:
         found["share_in_vocabulary"] = float(usable[known].sum() / usable.sum())
@@ -230,7 +230,7 @@ def check_coverage(
     return found
 
 
-def usable_totals(totals: np.ndarray | None) -> np.ndarray | None:
+def non_negative_totals(totals: np.ndarray | None) -> np.ndarray | None:
     """Totals as floats, `None` if shares of them would say nothing: scaled, missing or empty data."""
     if totals is None:
         return None

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tahoe._cells.slots import n_genes_name, write
+from tahoe._cells.slots import n_genes_name
 from tahoe._run.batches import embed_cells
 from tahoe._run.cluster import embed_lazily
 from tahoe._run.inputs import read_inputs
+from tahoe._run.provenance import write_results
 from tahoe.errors import TahoeWarning
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Mapping
 
     from anndata import AnnData
 
@@ -33,28 +35,27 @@ def embed_in_place(
     normalize: bool,
     seed: int,
     token_budget: int | None,
+    origin: Mapping[str, Any] | None = None,
     **options: Any,
-) -> dict[str, Any]:
-    """Embed the cells, write embeddings, numbers of genes and provenance, and give the provenance.
+) -> None:
+    """Embed the cells, and write embeddings, numbers of genes and provenance.
 
-    `options` are those of `read_inputs`.
+    `options` are those of `read_inputs`; `origin` goes into the provenance too.
     """
     counts = n_genes_name(key_added)
     inputs = read_inputs(adata, model, **options)
     log.info("embedding %d cells of %s with %r", inputs.matrix.n_cells, inputs.matrix.slot, inputs.model)
     # before the work: the hash of the weights needs their file
-    record = inputs.record(max_length=max_length, normalize=normalize, seed=seed, token_budget=token_budget)
     parameters: dict[str, Any] = {"max_length": max_length, "seed": seed, "token_budget": token_budget}
+    record = inputs.record(**parameters, normalize=normalize, **(origin or {}))
     if inputs.matrix.is_lazy:
         task = inputs.task(**parameters, normalize=normalize)
-        obsm = {key_added: embed_lazily(inputs.matrix.values, task, inputs.model.config.d_model)}
-        obs = {}
+        embeddings, obs = embed_lazily(inputs.matrix.values, task, inputs.model.config.d_model), {}
     else:
         embeddings, n_genes = embed_cells(inputs.model, inputs.cell_batches(**parameters), normalize=normalize)
         _warn_of_empty_cells(n_genes, counts)
-        obsm, obs = {key_added: embeddings}, {counts: n_genes}
-    write(adata, obsm=obsm, obs=obs, uns={key_added: record}, mapping=inputs.mapping)
-    return record
+        obs = {counts: n_genes}
+    write_results(adata, key_added, record, inputs.mapping, obsm={key_added: embeddings}, obs=obs)
 
 
 def _warn_of_empty_cells(n_genes: np.ndarray, column: str) -> None:

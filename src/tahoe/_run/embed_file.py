@@ -18,6 +18,7 @@ from tahoe._run.cluster import EmbeddingTask, cluster
 from tahoe._run.embed_whole import embed_whole
 from tahoe._run.inputs import Inputs, check_at_least, read_inputs
 from tahoe._run.lock import sole_run
+from tahoe._run.provenance import with_slots
 from tahoe._run.shards import Store
 from tahoe.errors import InputError, TahoeError, TahoeWarning
 from tahoe.model.causes import first_line, why_not_written
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
+    from tahoe._cells.matrix import Slot
     from tahoe.model import TahoeModel
 
 log = logging.getLogger(__name__)
@@ -151,7 +153,8 @@ def embed_file(
     target = Path(output).absolute()
     _check_output(Path(output), stored_dtype, resume)
     what: dict[str, Any] = {"layer": layer, "use_raw": use_raw, "mask_var": mask_var, "min_coverage": min_coverage}
-    what |= {"gene_key": gene_key, "organism": organism, "duplicates": duplicates, "drug_key": drug_key, "drugs": drugs}
+    what |= {"drug_key": drug_key, "drugs": drugs}
+    mapping = {"gene_key": gene_key, "organism": organism, "duplicates": duplicates}
     where: dict[str, Any] = {"device": device, "dtype": dtype, "attention": attention}
     how: dict[str, Any] = {"max_length": max_length, "normalize": normalize, "seed": seed, "token_budget": token_budget}
     if target.suffix.lower() == ".h5ad":
@@ -159,18 +162,16 @@ def embed_file(
         _refuse_for_h5ad(
             of_stores | {"stored_dtype": stored_dtype != "float32", "cells_per_shard": cells_per_shard != 4096}
         )
-        embed_whole(source, target, model, key_added=key_added, **what, **where, **how)
+        embed_whole(source, target, model, key_added=key_added, mapping=mapping, **what, **where, **how)
         return
     with open_source(source) as opened, sole_run(target):
-        inputs = read_inputs(opened, model, **what, **where, client=client or cluster())
+        inputs = read_inputs(opened, model, **mapping, **what, **where, client=client or cluster())
         width = inputs.model.config.d_model
         store = Store(target, key_added, opened.n_obs, width, stored_dtype, cells_per_shard)
-        record = inputs.record(**how)
         work = Work(absolute(opened.path), inputs.matrix.slot, inputs.task(**how), store)
-        record["source"] = work.source
-        record |= {} if gene_key is None else {"gene_key": gene_key}
-        record |= {} if organism is None else {"organism": organism}
-        record |= {} if duplicates is None else {"duplicates": duplicates}
+        asked = {name: value for name, value in mapping.items() if value is not None}
+        record = inputs.record(**how, source=work.source, **asked)
+        record = with_slots(record, obsm=[key_added], obs=[store.n_genes_name])
         store.begin(_fingerprint(work, inputs, record), resume)
         store.describe(opened, _var(inputs, keep_metadata), _uns(inputs, key_added, record), keep_metadata)
         work.all(inputs.client)
@@ -185,7 +186,7 @@ class Work:
     """What is to be done with each shard; a worker gets it by value, and reads and writes files by itself."""
 
     source: str
-    slot: str
+    slot: Slot
     task: EmbeddingTask
     store: Store
 
@@ -194,7 +195,7 @@ class Work:
         start, stop = self.store.rows(shard)
         if not self.store.has(shard):
             with open_source(self.source) as source:
-                blocks = row_blocks(source.values(self.slot), start, stop)
+                blocks = row_blocks(self.slot.values(source), start, stop)
                 self.store.write(shard, *self.task.embed(blocks, start, stop, bar))
         return stop - start
 

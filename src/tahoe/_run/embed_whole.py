@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from tahoe._cells.file import absolute
 from tahoe._cells.opening import open_source
-from tahoe._cells.slots import add_to_record
 from tahoe._run.embed import embed_in_place
 from tahoe._run.lock import sole_run
 from tahoe._run.shards import writing, writing_all_strings
@@ -29,25 +28,24 @@ def embed_whole(
     model: str | os.PathLike[str] | TahoeModel,
     *,
     key_added: str,
-    gene_key: str | None,
-    organism: str | None,
-    duplicates: str | None,
+    mapping: dict[str, str | None],
     **options: Any,
 ) -> None:
-    """Read a file into memory, embed its cells as `tahoe.tl.embed` does, and write it with the result."""
-    mapping: dict[str, Any] = {"gene_key": gene_key, "organism": organism, "duplicates": duplicates}
-    mapping = {name: value for name, value in mapping.items() if value is not None}
+    """Read a file into memory, embed its cells as `tahoe.tl.embed` does, and write it with the result.
+
+    `mapping` says how the genes are to be mapped: `gene_key`, `organism` and `duplicates`.
+    """
     with sole_run(output) as folder:
         with open_source(source) as opened:
             adata, path = opened.to_memory(), absolute(opened.path)
         written = folder / "cells.h5ad"
+        asked = {name: value for name, value in mapping.items() if value is not None}
         with warnings.catch_warnings():
             # what cannot be written is told before the work; what anndata warns of, only when it is done
             warnings.simplefilter("ignore")
             _write(adata[:0].copy(), written, output)
         written.unlink()
-        embed_in_place(adata, model, key_added=key_added, **mapping, **options)
-        add_to_record(adata, key_added, source=path, **mapping)
+        embed_in_place(adata, model, key_added=key_added, origin={"source": path, **asked}, **mapping, **options)
         _write(adata, written, output)
         written.replace(output)
 

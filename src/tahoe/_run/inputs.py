@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tahoe._cells.columns import one_column_each, used_columns, warn_of_better, warn_of_sums
+from tahoe._cells.genes import genes_of_model, hint_if_transposed, mapped_genes, organism_of
 from tahoe._cells.matrix import Matrix, choose_matrix
-from tahoe._cells.slots import drugs_of, genes_of_model, looking_at_rows, mapped_genes, organism_of, provenance
+from tahoe._cells.slots import drugs_of
 from tahoe._genes.mapping import as_strings, check_coverage, in_released_vocabulary
 from tahoe._run.batches import CellBatches
 from tahoe._run.cluster import EmbeddingTask, ModelReference, aggregate_on_workers, cluster, resolve_on
 from tahoe._run.means import aggregate
+from tahoe._run.provenance import new_record
 from tahoe.errors import InputError
 from tahoe.model import TahoeModel, load_model
 from tahoe.model.checkpoint.weights import read_drugs
@@ -73,7 +75,7 @@ class Inputs:
 
     def task(self, **parameters: Any) -> EmbeddingTask:
         """What is needed to do the same elsewhere."""
-        return EmbeddingTask(self.reference, self.column_tokens, self.matrix.slot, drugs=self.drugs, **parameters)
+        return EmbeddingTask(self.reference, self.column_tokens, str(self.matrix.slot), drugs=self.drugs, **parameters)
 
     def aggregate(self, accumulator: A, *, max_length: int, seed: int, token_budget: int | None) -> A:
         """Add up all cells: on the workers of a cluster, if they are to do it, else here."""
@@ -102,7 +104,7 @@ class Inputs:
     def record(self, **parameters: Any) -> dict[str, Any]:
         """Provenance of a result, for ``uns``."""
         n_known = int((self.result_tokens >= 0).sum())
-        record = provenance(self.model, self.matrix, **self.parameters, **parameters, n_genes_in_vocabulary=n_known)
+        record = new_record(self.model, self.matrix, **self.parameters, **parameters, n_genes_in_vocabulary=n_known)
         return record | self.reference.where()
 
 
@@ -160,9 +162,9 @@ def read_inputs(
     }
     if first is not None:
         matrix.check(first, column_tokens >= 0)
-        warn_of_sums(first, matrix.slot, result_columns)
+        warn_of_sums(first, str(matrix.slot), result_columns)
         warn_of_better(matrix, column_tokens >= 0)
-        with looking_at_rows(adata, organism or organism_of(adata)):
+        with hint_if_transposed(adata, organism or organism_of(adata)):
             coverage = check_coverage(
                 genes[used],
                 matrix.totals[used],

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from tahoe._cells.file import Source
+    from tahoe._cells.file import CellFile
 
 RUN_FILE = "run.json"
 ENCODED = {"anndata": "0.1.0", "dict": "0.1.0", "dataframe": "0.2.0", "array": "0.2.0"}
@@ -111,7 +111,7 @@ class Store:
             root["obs"][self.n_genes_name][rows] = n_genes
             root["obsm"][self.key][rows] = vectors.astype(self.dtype)
 
-    def describe(self, source: Source, var: pd.DataFrame, uns: dict[str, Any], keep_metadata: bool) -> None:
+    def describe(self, source: CellFile, var: pd.DataFrame, uns: dict[str, Any], keep_metadata: bool) -> None:
         """Write what is not per shard: before the shards, so that what cannot be written costs no work.
 
         Raises
@@ -128,7 +128,7 @@ class Store:
                 shutil.rmtree(self._place, ignore_errors=True)
             raise
 
-    def _describe(self, source: Source, var: pd.DataFrame, uns: dict[str, Any], keep_metadata: bool) -> None:
+    def _describe(self, source: CellFile, var: pd.DataFrame, uns: dict[str, Any], keep_metadata: bool) -> None:
         root = self._root()
         obs = root["obs"]
         names = source.copy_obs(obs, keep_metadata, without=self.n_genes_name)

@@ -134,18 +134,19 @@ def embed(context: click.Context, source: str | None, output: str, like: str | N
     tahoe embed atlas.zarr -o atlas-tahoe.zarr --workers 4 --resume
     tahoe embed --like embedded.h5ad -o again.h5ad
     """
-    from tahoe.cli import embed as _runs
+    from tahoe.cli import embed as run
+    from tahoe.cli.repeat import repeat
 
     given = {name for name in options if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE}
     if like is not None:
-        source, options = _runs.repeated(like, source, options, given)
+        source, options = repeat(like, source, options, given)
     if source is None:
         message = "Missing argument 'SOURCE'; only with --like may it be left out."
         raise click.UsageError(message)
     if output.rstrip("/").lower().endswith(".zarr"):
-        _runs.into_store(source, output, **options)
+        run.into_store(source, output, **options)
     elif output.lower().endswith(".h5ad"):
-        _runs.into_file(source, output, given, **options)
+        run.into_file(source, output, given, **options)
     else:
         message = f"--output {output}: the name must end in .zarr or .h5ad."
         raise click.UsageError(message)

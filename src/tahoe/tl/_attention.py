@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tahoe._cells.objects import check_adata
-from tahoe._cells.slots import check_key, columns_of, copy_or_self, groups_of, slot_names, write
+from tahoe._cells.slots import columns_of, copy_or_self, groups_of, slot_names
 from tahoe._run.inputs import check_at_least, choose_heads, choose_network_layers, read_inputs
 from tahoe._run.means import AttentionMeans, check_fits
+from tahoe._run.provenance import check_key, write_results
 
 if TYPE_CHECKING:
     import os
@@ -163,11 +164,6 @@ def attention(
     )
     # a batch is one cell, so that no more than its weights are held
     matrices, from_cell = inputs.aggregate(means, max_length=max_length, seed=seed, token_budget=1).result()
-    write(
-        adata,
-        varp=dict(zip(names, matrices, strict=True)),
-        var=dict(zip(own_names, from_cell, strict=True)),
-        uns={key_added: record},
-        mapping=inputs.mapping,
-    )
+    varp, var = dict(zip(names, matrices, strict=True)), dict(zip(own_names, from_cell, strict=True))
+    write_results(adata, key_added, record, inputs.mapping, varp=varp, var=var)
     return adata if copy else None

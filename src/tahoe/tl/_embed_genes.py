@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tahoe._cells.objects import check_adata
-from tahoe._cells.slots import check_key, copy_or_self, groups_of, slot_names, write
+from tahoe._cells.slots import copy_or_self, groups_of, slot_names
 from tahoe._run.inputs import check_at_least, read_inputs
 from tahoe._run.means import GeneMeans, check_fits
+from tahoe._run.provenance import check_key, write_results
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def embed_genes(
         varm = dict(zip(names, means, strict=True)) | {counts: n_cells.T}
     else:
         varm = {key_added: _input_vectors(inputs.model, inputs.result_tokens)}
-    write(adata, varm=varm, uns={key_added: record}, mapping=inputs.mapping)
+    write_results(adata, key_added, record, inputs.mapping, varm=varm)
     return adata if copy else None
 
 
