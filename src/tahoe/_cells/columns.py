@@ -92,18 +92,18 @@ def warn_of_sums(block: sparse.csr_array, slot: str, places: np.ndarray) -> None
         warnings.warn(message, TahoeWarning, stacklevel=STACKLEVEL)
 
 
-def warn_of_better(matrix: Matrix, wanted: np.ndarray) -> None:
+def warn_of_better_matrix(matrix: Matrix, wanted: np.ndarray) -> None:
     """Warn if another matrix has counts of the wanted columns that this one lacks, or if raw has many more genes."""
     if not matrix.totals.any():
         remedy = matrix.remedy()
         message = f"{matrix.slot} holds only zeros. {remedy}" if remedy != NO_REMEDY else ""
     else:
-        message = "" if matrix.slot.kind == "raw" else _what_raw_has(matrix, wanted & (matrix.totals == 0))
+        message = "" if matrix.slot.kind == "raw" else _describe_raw(matrix, wanted & (matrix.totals == 0))
     if message:
         warnings.warn(message, TahoeWarning, stacklevel=STACKLEVEL)
 
 
-def _what_raw_has(matrix: Matrix, zero: np.ndarray) -> str:
+def _describe_raw(matrix: Matrix, zero: np.ndarray) -> str:
     """Say what raw has beyond a matrix in which some of the wanted columns are zero, "" if it is nothing much."""
     few = len(matrix.var) < FEW_GENES
     try:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from anndata.io import read_elem
 
-from tahoe._cells.sparse_checks import reading
+from tahoe._cells.sparse_checks import explain_read_errors
 from tahoe._genes.clean import as_text
 from tahoe.errors import InputError
 
@@ -59,7 +59,7 @@ def copy_column(frame: Any, name: str, target: Any, n_rows: int) -> None:
     tahoe.errors.InputError
         If it is damaged, or holds what zarr cannot.
     """
-    with reading(f"the column {name!r}"):
+    with explain_read_errors(f"the column {name!r}"):
         _check_length(frame[name], n_rows)
         categories = _old_categories(frame, name)
     if categories is None:
@@ -104,13 +104,13 @@ def copy_element(element: Any, target: Any, name: str) -> None:
     except (TypeError, ValueError) as error:
         message = (
             f"{element.name} is a column of {element.dtype}, which zarr cannot hold ({str(error).partition('. ')[0]});"
-            " leave the columns away, or take this one out of the file"
+            " omit keep_metadata, or take this one out of the file"
         )
         raise InputError(message) from error
     if not shape:
         copied[...] = rows[()]
     for start in range(0, shape[0] if shape else 0, size):
-        with reading(element.name):
+        with explain_read_errors(element.name):
             piece = rows[start : start + size]
         copied[start : start + size] = piece
 

@@ -14,7 +14,7 @@ from anndata.io import read_elem, sparse_dataset
 
 from tahoe._cells.elements import copy_column, length_of, read_column
 from tahoe._cells.objects import modality_to_take
-from tahoe._cells.sparse_checks import reading
+from tahoe._cells.sparse_checks import explain_read_errors
 from tahoe._genes.clean import as_text
 from tahoe.errors import InputError
 from tahoe.model.formats import of_hdf5
@@ -33,7 +33,7 @@ class CellFile:
 
     def __init__(self, root: Any, path: str) -> None:
         self.root, self.path = root, path
-        with reading(f"{path!r}"):
+        with explain_read_errors(f"{path!r}"):
             _refuse_modalities(root, path)
             is_anndata = all(name in root and "_index" in root[name].attrs for name in ("obs", "var"))
         if not is_anndata:
@@ -42,19 +42,19 @@ class CellFile:
     @cached_property
     def X(self) -> Any:
         """The matrix, not read yet."""
-        with reading("X"):
+        with explain_read_errors("X"):
             return _opened(self.root["X"]) if "X" in self.root else None
 
     @cached_property
     def layers(self) -> dict[str, Any]:
         """The layers, not read yet."""
-        with reading("layers"):
+        with explain_read_errors("layers"):
             return {name: _opened(layer) for name, layer in self.root.get("layers", {}).items()}
 
     @cached_property
     def raw(self) -> SimpleNamespace | None:
         """``X`` and ``var`` of raw."""
-        with reading("raw"):
+        with explain_read_errors("raw"):
             raw = self.root.get("raw")
             if raw is None or "X" not in raw:  # a store may say that there is none
                 return None
@@ -63,31 +63,31 @@ class CellFile:
     @cached_property
     def var(self) -> pd.DataFrame:
         """The genes."""
-        with reading("var"):
+        with explain_read_errors("var"):
             return _frame(self.root["var"])
 
     @cached_property
     def obs(self) -> Any:
         """What is known of the cells, a column at a time."""
-        with reading("the names of the columns of obs"):
+        with explain_read_errors("the names of the columns of obs"):
             return _Columns(self.root["obs"])
 
     @cached_property
     def n_obs(self) -> int:
         """How many cells there are."""
-        with reading("the index of obs"):
+        with explain_read_errors("the index of obs"):
             return length_of(self.root["obs"][self._index])
 
     @property
     def obs_names(self) -> pd.Index:
         """Names of the cells."""
-        with reading("the index of obs"):
+        with explain_read_errors("the index of obs"):
             return pd.Index(read_column(self.root["obs"], self._index))
 
     @cached_property
     def uns(self) -> dict[str, Any]:
         """What this package wrote to uns; whatever else is there stays unread."""
-        with reading("uns"):
+        with explain_read_errors("uns"):
             groups = {key: each for key, each in self.root.get("uns", {}).items() if not hasattr(each, "shape")}
             ours = [key for key, group in groups.items() if key == "tahoe_genes" or "tahoe_version" in group]
             return {key: read_elem(groups[key]) for key in ours}
@@ -106,7 +106,7 @@ class CellFile:
 
     def to_memory(self) -> AnnData:
         """All of it, as anndata reads it."""
-        with reading(repr(self.path)):
+        with explain_read_errors(repr(self.path)):
             if isinstance(self.root, zarr.Group):
                 return anndata.read_zarr(self.root)
             # as a file object, which HDF5 does not lock: there are file systems without locks
@@ -125,7 +125,7 @@ class _Columns:
         return key in self.columns
 
     def __getitem__(self, keys: list[str]) -> pd.DataFrame:
-        with reading(f"columns {', '.join(keys)} of obs"):
+        with explain_read_errors(f"columns {', '.join(keys)} of obs"):
             return pd.DataFrame({key: read_column(self.group, key) for key in keys})
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tahoe._cells.matrix import one_column
-from tahoe._genes.mapping import are_genes, gene_columns, map_genes, non_negative_totals, own_ids_first
+from tahoe._genes.mapping import are_genes, gene_columns, map_genes, non_negative_totals, prefer_model_ids
 from tahoe.errors import GeneError, InputError, TahoeWarning
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def genes_of_model(
     names = matrix.var.index if key == "var_names" else matrix.var.get(key, None)
     if match is None or names is None or names.ndim > 1:
         return genes
-    return own_ids_first(genes, np.asarray(match, dtype=str), names, lambda: matrix.totals, vocabulary)
+    return prefer_model_ids(genes, np.asarray(match, dtype=str), names, lambda: matrix.totals, vocabulary)
 
 
 def _genes_as_mapped(var: pd.DataFrame, used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

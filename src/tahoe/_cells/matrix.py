@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from tahoe._cells.rows import BLOCK_CELLS, by_rows, in_file, is_lazy, row_blocks
-from tahoe._cells.sparse_checks import reading
+from tahoe._cells.sparse_checks import explain_read_errors
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Slot:
 
     @property
     def how_to_read(self) -> str:
-        """What a verb must be told to read it."""
+        """What to pass to a verb so that it reads this matrix."""
         if self.kind == "layers":
             return f'pass layer="{self.name}"'
         # functions that write to the columns of X cannot read those of raw
@@ -157,12 +157,12 @@ def choose_matrix(adata: AnnData, *, layer: str | None = None, use_raw: bool = F
         message = "use_raw=True, but adata.raw is None; omit use_raw to use adata.X"
         raise InputError(message)
     slot = Slot("layers", layer) if layer is not None else Slot("raw" if use_raw else "X")
-    with reading(str(slot), adata.isbacked):  # of a view, scipy must take the part now
+    with explain_read_errors(str(slot), adata.isbacked):  # of a view, scipy must take the part now
         matrix = slot.matrix(adata)
     if matrix.values is None:
         message = f"adata.X is None. {matrix.remedy()}"
         raise InputError(message)
-    with reading(str(slot), adata.isbacked):
+    with explain_read_errors(str(slot), adata.isbacked):
         _refuse_shape(matrix)
         readable = _is_readable(matrix)
     if not readable:
@@ -267,7 +267,7 @@ def _is_readable(matrix: Matrix) -> bool:
 def _first_rows_fit(matrix: Matrix, used: np.ndarray | None = None) -> bool:
     """Whether the first rows can be read and are fit for the model."""
     try:
-        with reading(str(matrix.slot)):
+        with explain_read_errors(str(matrix.slot)):
             if 0 in matrix.values.shape or not _is_readable(matrix):
                 return False
         block = next(matrix.blocks())

@@ -15,7 +15,7 @@ from scipy import sparse
 
 from tahoe._cells.elements import copy_element
 from tahoe._cells.file import CellFile
-from tahoe._cells.sparse_checks import reading
+from tahoe._cells.sparse_checks import explain_read_errors
 from tahoe.errors import InputError
 
 # Cell Ranger 2 has these beside the matrix; later versions have a group of features.
@@ -41,15 +41,15 @@ class TenX(CellFile):
         self.path = path
         self.group = _group(root, path)
         self.layers, self.uns, self.raw = {}, {}, None
-        with reading("X"):
+        with explain_read_errors("X"):
             self.X = _ByRows(self.group)
-        with reading("the barcodes"):
+        with explain_read_errors("the barcodes"):
             self.n_obs = int(self.group["barcodes"].shape[0])
 
     @cached_property
     def obs(self) -> pd.DataFrame:
         """The barcodes; such a file says nothing else of the cells."""
-        with reading("the barcodes"):
+        with explain_read_errors("the barcodes"):
             return pd.DataFrame(index=_text(self.group["barcodes"]))
 
     @property
@@ -60,7 +60,7 @@ class TenX(CellFile):
     @cached_property
     def var(self) -> pd.DataFrame:
         """The genes, by symbol, with their ids and whatever else the file says of them."""
-        with reading("the features"):
+        with explain_read_errors("the features"):
             if "features" not in self.group:
                 return pd.DataFrame({"gene_ids": _text(self.group["genes"])}, index=_text(self.group["gene_names"]))
             features = self.group["features"]
@@ -76,7 +76,7 @@ class TenX(CellFile):
 
     def to_memory(self) -> AnnData:
         """All of it, as an AnnData."""
-        with reading(repr(self.path)):
+        with explain_read_errors(repr(self.path)):
             arrays = tuple(self.group[name][:] for name in ("data", "indices", "indptr"))
             matrix = sparse.csr_matrix(arrays, shape=self.X.shape)
         return AnnData(matrix, obs=self.obs, var=self.var)

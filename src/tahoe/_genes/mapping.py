@@ -1,4 +1,4 @@
-"""Gene identifiers: which Ensembl gene each column of a matrix stands for, told offline by name."""
+"""Gene identifiers: which Ensembl gene each column of a matrix stands for, found offline by its name."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = [
     "gene_columns",
     "in_released_vocabulary",
     "map_genes",
-    "own_ids_first",
+    "prefer_model_ids",
     "resolve",
     "non_negative_totals",
 ]
@@ -102,7 +102,7 @@ def map_genes(
         raise GeneError(message)
     key, names, resolved, contradiction = _choose_names(var.iloc[inside], gene_key, organism)
     usable = non_negative_totals(None if totals is None else np.asarray(totals)[inside])
-    first = columns.are_told if preferred is None else columns.are_told & preferred
+    first = columns.are_labelled if preferred is None else columns.are_labelled & preferred
     tiers = _settle_duplicates(
         resolved, names, np.zeros(len(names)) if usable is None else usable, first[inside], duplicates
     )
@@ -140,7 +140,7 @@ def resolve(names: Any, organism: str = "human") -> tuple[np.ndarray, np.ndarray
     return _as_ids(resolved.genes), np.array(MATCHES, dtype=object)[resolved.tiers]
 
 
-def own_ids_first(
+def prefer_model_ids(
     genes: np.ndarray,
     match: np.ndarray,
     names: Any,

@@ -142,7 +142,7 @@ def _looks_like(names: np.ndarray, organism: str) -> str:
     if organism == "human" and share["mouse"] > 0.5:
         return 'The names look like mouse genes; pass organism="mouse" to go through orthologs.'
     if organism == "mouse" and share["human"] > 0.5:
-        return 'The names look like human genes; leave organism="mouse" away.'
+        return 'The names look like human genes; omit organism="mouse".'
     hint = f"Is gene_key= the right column, and is this a {organism} data set?"
     if len(present) < FEW_GENES:
         hint += f" With {len(present):,} genes it may be a selection of variable ones: map the genes before selecting."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import sys
 from dataclasses import dataclass, field, fields, replace
 from threading import Lock
@@ -65,7 +64,6 @@ class ModelReference:
             raise ModelError(message)
         with _loading:
             if self not in _loaded:
-                _keep_freed_memory()
                 loaded = load_model(self.model, revision=self.revision, **self.where())
                 if loaded.fingerprint() != self.fingerprint:
                     message = (
@@ -73,7 +71,7 @@ class ModelReference:
                         " that was loaded, or this machine has other files there; load it again, or save it elsewhere"
                     )
                     raise ModelError(message)
-                # what lay there before is not asked for any more
+                # what lay in that folder before is not needed any more
                 for older in [each for each in _loaded if replace(each, fingerprint=self.fingerprint) == self]:
                     del _loaded[older]
                 _loaded[self] = loaded
@@ -90,19 +88,6 @@ class ModelReference:
         return replace(self, device=str(model.device), dtype=dtype, attention=model.attention)
 
 
-def _keep_freed_memory() -> None:
-    """Let the C library keep freed memory for the next operation, as it does outside of a dask worker.
-
-    dask has workers give back whatever is free above 64 KiB, which is every tensor; the system then clears all pages
-    anew, again and again, and that took a quarter of the time of a small network.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        trim_threshold, mmap_threshold = -1, -3  # their numbers in malloc.h
-        mallopt(trim_threshold, 128 << 20)
-        mallopt(mmap_threshold, 32 << 20)
-
-
 def _plain(value: Any) -> str | None:
     """A device or precision as a word."""
     return None if value is None else str(value).removeprefix("torch.")
@@ -110,7 +95,7 @@ def _plain(value: Any) -> str | None:
 
 @dataclass(frozen=True)
 class EmbeddingTask:
-    """How cells become vectors: all that a worker needs beside the cells."""
+    """How cells become embeddings: all that a worker needs beside the cells."""
 
     model: ModelReference
     column_tokens: np.ndarray
@@ -143,7 +128,7 @@ class EmbeddingTask:
     def embed(
         self, blocks: Iterator[sparse.csr_array], start: int, stop: int, bar: tqdm | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors of the cells, and how many genes of the vocabulary each expresses."""
+        """Embeddings of the cells, and how many genes of the vocabulary each expresses."""
         return embed_cells(self.model.load(), self.cell_batches(blocks, start, stop, bar), normalize=self.normalize)
 
     def _checked(self, blocks: Iterator[sparse.csr_array]) -> Iterator[sparse.csr_array]:
@@ -170,7 +155,7 @@ def resolve_on(client: Any, reference: ModelReference) -> ModelReference:
 
 
 def embed_lazily(values: Any, task: EmbeddingTask, width: int) -> Any:
-    """Dask array of the vectors (cells, width), one chunk for each chunk of cells; computed when it is asked for."""
+    """Dask array of the embeddings (cells, width), one chunk for each chunk of cells; computed when it is asked for."""
     import dask
 
     values = values.rechunk({1: -1})

@@ -69,10 +69,10 @@ def embed_file(
 ) -> None:
     """Embed the cells of a file into a zarr store, a block at a time: for files larger than memory, and long runs.
 
-    The vectors are those of `tahoe.tl.embed`. They are written in shards of cells. A shard is there as a whole or not
-    at all, and is never computed twice: a run that was interrupted, or killed, goes on with ``resume=True`` where it
-    stopped. Until all shards are there, the store is in a folder beside `output` whose name ends in ``.partial``. One
-    run at a time writes an output; a second one is told so.
+    The embeddings are those of `tahoe.tl.embed`. They are written in shards of cells. A shard is there as a whole, or
+    not at all, and is never computed twice: a run that was interrupted, or killed, goes on with ``resume=True`` where
+    it stopped. Until all shards are there, the store is in a folder beside `output` whose name ends in ``.partial``.
+    One run at a time writes an output; a second one is told so.
 
     With an `output` in h5ad the file is read into memory, and written again with what `tahoe.tl.embed` adds.
 
@@ -92,7 +92,7 @@ def embed_file(
     gene_key, organism, duplicates
         As for `tahoe.pp.map_genes`. If none is given, genes that `source` has mapped already are taken as they are.
     key_added
-        Where in ``obsm`` of the store the vectors go.
+        Where in ``obsm`` of the store the embeddings go.
     keep_metadata
         Copy the columns of ``obs`` and ``var`` too. Their indexes always are.
     stored_dtype
@@ -100,7 +100,7 @@ def embed_file(
     cells_per_shard
         Cells in a shard: what a killed run loses at most, for each process that computes.
     resume
-        Go on with a run that did not end. It must have had the same input, model and parameters.
+        Go on with a run that did not end, which must have had the same input, model and parameters.
     client
         Client of a ``dask.distributed`` cluster, whose workers take the shards. `None` takes the current client, if
         there is one, else this process does all. Workers must see `source`, `output` and the model by the same paths.
@@ -177,7 +177,9 @@ def embed_file(
         work.all(inputs.client)
         n_empty = store.finish()
     if n_empty:
-        message = f"{n_empty} of {store.n_cells} cells express no gene of the model's vocabulary; their vectors are NaN"
+        message = (
+            f"{n_empty} of {store.n_cells} cells express no gene of the model's vocabulary; their embeddings are NaN"
+        )
         warnings.warn(message, TahoeWarning, stacklevel=2)
 
 

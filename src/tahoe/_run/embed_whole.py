@@ -9,7 +9,7 @@ from tahoe._cells.file import absolute
 from tahoe._cells.opening import open_source
 from tahoe._run.embed import embed_in_place
 from tahoe._run.lock import sole_run
-from tahoe._run.shards import writing, writing_all_strings
+from tahoe._run.shards import allow_nullable_strings, explain_write_errors
 from tahoe.errors import InputError
 from tahoe.model.causes import why_not_written
 
@@ -53,7 +53,7 @@ def embed_whole(
 def _write(adata: AnnData, written: Path, output: Path) -> None:
     """Write an h5ad file, or nothing."""
     try:
-        with writing_all_strings(), writing(f"output={str(output)!r}"):
+        with allow_nullable_strings(), explain_write_errors(f"output={str(output)!r}"):
             adata.write_h5ad(written)
     except (OSError, InputError) as error:
         written.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tahoe._cells.columns import one_column_each, used_columns, warn_of_better, warn_of_sums
+from tahoe._cells.columns import one_column_each, used_columns, warn_of_better_matrix, warn_of_sums
 from tahoe._cells.genes import genes_of_model, hint_if_transposed, mapped_genes, organism_of
 from tahoe._cells.matrix import Matrix, choose_matrix
 from tahoe._cells.slots import drugs_of
@@ -163,7 +163,7 @@ def read_inputs(
     if first is not None:
         matrix.check(first, column_tokens >= 0)
         warn_of_sums(first, str(matrix.slot), result_columns)
-        warn_of_better(matrix, column_tokens >= 0)
+        warn_of_better_matrix(matrix, column_tokens >= 0)
         with hint_if_transposed(adata, organism or organism_of(adata)):
             coverage = check_coverage(
                 genes[used],

@@ -91,9 +91,10 @@ def check_key(adata: AnnData, key: str, *slots: tuple[str, str]) -> None:
         )
         warnings.warn(message, TahoeWarning, stacklevel=3)
     if kept:
+        listed = ", ".join(kept[:3]) + (", …" if len(kept) > 3 else "")
         message = (
-            f"uns[{key!r}], the record of {', '.join(kept[:3])}{', …' if len(kept) > 3 else ''}, will be overwritten, and"
-            " these will have none; to keep it, pass another key_added"
+            f"uns[{key!r}], the record of {listed}, will be overwritten, and these will have none; to keep it, pass"
+            " another key_added"
         )
         warnings.warn(message, TahoeWarning, stacklevel=3)
 

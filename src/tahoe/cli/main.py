@@ -84,20 +84,22 @@ how_to_embed = _grouped(
     click.option("-m", "--model", default="70m", show_default=True, help=MODEL_HELP),
     click.option("--drug-key", help="Column of obs with each cell's drug, for a model with a drug encoder (3b)."),
     click.option("--drugs", type=click.Path(exists=True, dir_okay=False), help="JSON file with the ids of the drugs."),
-    click.option("--max-length", default=2048, show_default=True, help="Most tokens of a cell."),
+    click.option("--max-length", default=2048, show_default=True, help="Maximum number of tokens per cell."),
     click.option(
         "--min-coverage", default=0.5, show_default=True, help="Least share of the counts that the model must know."
     ),
-    click.option("--normalize/--no-normalize", default=True, show_default=True, help="Scale vectors to length 1."),
-    click.option("--seed", default=0, show_default=True, help="Of the choice of genes in cells with too many."),
-    click.option("--key-added", default="X_tahoe", show_default=True, help="Where in obsm the vectors go."),
+    click.option("--normalize/--no-normalize", default=True, show_default=True, help="Scale embeddings to length 1."),
+    click.option(
+        "--seed", default=0, show_default=True, help="Random seed for the choice of genes in cells with too many."
+    ),
+    click.option("--key-added", default="X_tahoe", show_default=True, help="Where in obsm the embeddings go."),
 )
 where_to_run = _grouped(
     click.option("--device", help="cpu, cuda, cuda:1 or mps; by default the best there is."),
     click.option("--dtype", help="float32, bfloat16, float16 or int8; by default what suits the device."),
     click.option("--attention", help="sdpa, blocked, varlen, eager or flash; by default what suits the device."),
-    click.option("--token-budget", type=int, help="Most tokens at once; by default what fits the memory."),
-    click.option("--workers", type=click.IntRange(1), help="Spread the work over so many processes (zarr output)."),
+    click.option("--token-budget", type=int, help="Maximum number of tokens at once; by default what fits the memory."),
+    click.option("--workers", type=click.IntRange(1), help="Share the work among so many processes (zarr output)."),
     click.option("--scheduler", help="Address, or scheduler file, of a dask cluster that is to do it (zarr output)."),
 )
 how_to_store = _grouped(

@@ -54,7 +54,7 @@ def repeat(
 
 def _check_record(record: dict[str, Any], like: str) -> None:
     """Refuse provenance that is not of the kinds that this package writes: a file may say anything."""
-    for names, kind, told in KINDS:
+    for names, kind, description in KINDS:
         for name in names:
             value = record.get(name)
             value = value.item() if isinstance(value, np.generic) else value
@@ -62,7 +62,7 @@ def _check_record(record: dict[str, Any], like: str) -> None:
                 message = f"--like {like}: the provenance has no {name}, so the run cannot be repeated"
                 raise InputError(message)
             if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
-                message = f"--like {like}: the provenance has {name} {str(value)[:40]!r}, which is not {told}"
+                message = f"--like {like}: the provenance has {name} {str(value)[:40]!r}, which is not {description}"
                 raise InputError(message)
 
 
