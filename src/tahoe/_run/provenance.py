@@ -41,7 +41,7 @@ def new_record(model: TahoeModel, matrix: Matrix, **parameters: Any) -> dict[str
     return {key: value for key, value in record.items() if value is not None}
 
 
-def with_slots(record: dict[str, Any], **slots: Mapping[str, Any] | None) -> dict[str, Any]:
+def with_slots(record: dict[str, Any], **slots: Iterable[str] | None) -> dict[str, Any]:
     """The record, with the slots that it is about: two verbs with one `key_added` share ``uns[key_added]``."""
     return record | {"slots": [f"{slot}/{name}" for slot, content in slots.items() for name in content or ()]}
 

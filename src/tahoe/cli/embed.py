@@ -22,23 +22,18 @@ if TYPE_CHECKING:
 OF_STORES = {"workers", "scheduler", "resume", "keep_metadata", "stored_dtype", "cells_per_shard"}
 
 
-def into_store(source: str, output: str, *, workers: int | None, scheduler: str | None, **options: Any) -> None:
-    """Embed the cells of a file into a zarr store, here or on the workers of a cluster."""
-    from tahoe._run.embed_file import embed_file
-
-    with _cluster(workers, scheduler) as client:
-        embed_file(source, output, client=client, **options)
-
-
-def into_file(source: str, output: str, given: set[str], *, model: Any, **options: Any) -> None:
-    """Read a file into memory, embed its cells, and write all of it again."""
+def embed(
+    source: str, output: str, given: set[str], *, workers: int | None, scheduler: str | None, **options: Any
+) -> None:
+    """Embed the cells of a file, here or on the workers of a cluster; `given` are the options that were not left out."""
     from tahoe._run.embed_file import embed_file
 
     useless = sorted(f"--{name.replace('_', '-')}" for name in given & OF_STORES)
-    if useless:
+    if useless and output.lower().endswith(".h5ad"):
         message = f"{', '.join(useless)} goes with a zarr store; --output {output} is written from memory, at once"
         raise InputError(message)
-    embed_file(source, output, model, **{name: value for name, value in options.items() if name not in OF_STORES})
+    with _cluster(workers, scheduler) as client:
+        embed_file(source, output, client=client, **options)
 
 
 def _check_folder(output: str) -> None:

@@ -136,7 +136,7 @@ def embed(context: click.Context, source: str | None, output: str, like: str | N
     tahoe embed atlas.zarr -o atlas-tahoe.zarr --workers 4 --resume
     tahoe embed --like embedded.h5ad -o again.h5ad
     """
-    from tahoe.cli import embed as run
+    from tahoe.cli.embed import embed as run
     from tahoe.cli.repeat import repeat
 
     given = {name for name in options if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE}
@@ -145,13 +145,10 @@ def embed(context: click.Context, source: str | None, output: str, like: str | N
     if source is None:
         message = "Missing argument 'SOURCE'; only with --like may it be left out."
         raise click.UsageError(message)
-    if output.rstrip("/").lower().endswith(".zarr"):
-        run.into_store(source, output, **options)
-    elif output.lower().endswith(".h5ad"):
-        run.into_file(source, output, given, **options)
-    else:
+    if not output.rstrip("/").lower().endswith((".zarr", ".h5ad")):
         message = f"--output {output}: the name must end in .zarr or .h5ad."
         raise click.UsageError(message)
+    run(source, output, given, **options)
     click.echo(output)
 
 
