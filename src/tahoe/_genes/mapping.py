@@ -68,31 +68,10 @@ def map_genes(
     duplicates: str = "best",
     preferred: np.ndarray | None = None,
 ) -> GeneMapping:
-    """Find the Ensembl gene of each row of `var`.
+    """Find the Ensembl gene of each row of `var`; `tahoe.pp.map_genes` describes the arguments.
 
-    Parameters
-    ----------
-    var
-        The genes, as in ``adata.var``. Rows that are another modality (see `gene_columns`) take no part.
-    totals
-        Sum of each gene over all cells, or `None`. They settle which of several columns keeps a gene, and give the
-        shares of counts in the report; negative or missing values are left out of account.
-    gene_key
-        Column of `var` with the identifiers; `None` takes the index or the column that most genes resolve with.
-    organism
-        ``"human"``, or ``"mouse"`` to go through orthologs.
-    duplicates
-        What becomes of several columns of one gene: ``"best"`` leaves it to one of them, with ``"sum"`` the others are
-        to be added to that one.
-    preferred
-        Which columns keep a gene before all others do, whatever they are called.
-
-    Raises
-    ------
-    tahoe.errors.InputError
-        If `organism` or `duplicates` is unknown, or `gene_key` is not a column.
-    tahoe.errors.GeneError
-        If not a single gene is found.
+    `totals`, the sum of each gene over the cells, settle which of several columns keeps a gene, and give the shares of
+    counts in the report. `preferred` columns keep a gene before all others do, whatever they are called.
     """
     _check_arguments(var, gene_key, organism, duplicates)
     columns = gene_columns(var)
@@ -150,18 +129,8 @@ def prefer_model_ids(
     """The gene of each column as one model knows it: an id that stands in its vocabulary is taken as it is.
 
     The tables give a retired id to its successor, which a model made with the old one does not know. The mapping itself
-    belongs to no model, and stays as it is; so do columns that were given another gene by hand.
-
-    Parameters
-    ----------
-    genes, match
-        The mapping: Ensembl id of each column, and how it was found.
-    names
-        What the mapping went by.
-    totals
-        Gives the sums of the columns, which settle which of several keeps an id.
-    vocabulary
-        Genes of the model.
+    belongs to no model, and stays as it is; so do columns that were given another gene by hand. Of several columns with
+    one id, the sums that `totals` gives settle which one keeps it.
     """
     names = as_strings(names)
     by_hand = (genes == "") != np.isin(match, MATCHES[AMBIGUOUS:])

@@ -152,31 +152,22 @@ def _spellings(name: str, organism: str) -> tuple[str, ...]:
     """What a name may have been before files and tools changed it, the likeliest first; "" for nothing new."""
     clean = CHROMOSOME_SUFFIX.sub("", PREFIX[organism].sub("", name, count=1))
     base = UNIQUE_SUFFIX.sub("", clean)
-    tried = (
-        name,
-        clean,
-        _with_dashes(clean),
-        _clone_name(clean),
-        _gene_of_date(clean),
-        base,
-        _with_dashes(base),
-        _clone_name(base),
-    )
+    tried = (name, clean, _dashed(clean), _clone(clean), _from_date(clean), base, _dashed(base), _clone(base))
     return tuple(spelling if spelling not in tried[:position] else "" for position, spelling in enumerate(tried))
 
 
-def _with_dashes(name: str) -> str:
+def _dashed(name: str) -> str:
     """HLA.A → HLA-A: R writes a dot for every other sign, and an X before a digit."""
     return (name[1:] if X_BEFORE_DIGIT.match(name) else name).replace(".", "-")
 
 
-def _clone_name(name: str) -> str:
+def _clone(name: str) -> str:
     """RP11.34P13.7 → RP11-34P13.7: clone names have one dot of their own."""
     head, dot, tail = name.rpartition(".")
-    return f"{_with_dashes(head)}.{tail}" if dot else name
+    return f"{_dashed(head)}.{tail}" if dot else name
 
 
-def _gene_of_date(name: str) -> str:
+def _from_date(name: str) -> str:
     """7-Sep → SEPT7: what Excel makes of a gene. MARCH1 and MARC1 both become 1-Mar, so that is nobody's."""
     date = EXCEL_DATE.fullmatch(name)
     if date is None:

@@ -169,37 +169,10 @@ def check_coverage(
     warn_below: float = WARN_BELOW,
     refuse_below: float = REFUSE_BELOW,
 ) -> dict[str, Any]:
-    """Check how much of a matrix a model can read.
+    """Check how much of a matrix a model can read, and give the numbers.
 
-    Parameters
-    ----------
-    mapping_gene
-        Ensembl id of each column, "" where it has none: ``GeneMapping.gene`` or ``adata.var["tahoe_gene"]``.
-    totals
-        Sum of each column, or `None`; the shares are then those of the genes, and only warned of.
-    vocabulary_genes
-        The Ensembl ids that the model knows.
-    names
-        What the columns are called, for the message.
-    organism
-        Whose names they were taken for, for the message.
-    warn_below, refuse_below
-        Shares of the counts below which to warn and to refuse; 0 switches either off.
-
-    Returns
-    -------
-    ``n_in_vocabulary``, ``share_in_vocabulary`` (of the counts; only with `totals`), and ``lost``, the most expressed
-    genes that the model does not know: to be added to the report in ``uns``.
-
-    Raises
-    ------
-    tahoe.errors.GeneError
-        If no gene is in the vocabulary, or less than `refuse_below` of the counts.
-
-    Warns
-    -----
-    tahoe.errors.TahoeWarning
-        If less than `warn_below` of the counts is in the vocabulary.
+    Without `totals`, the sums of the columns, shares are those of the genes, and only warned of. `names` and `organism`
+    are for the message.
     """
     gene, names = np.asarray(mapping_gene, dtype=object), np.asarray(names, dtype=object)
     known = _isin(gene, vocabulary_genes)

@@ -154,14 +154,14 @@ def embed_file(
     _check_output(Path(output), stored_dtype, resume)
     what: dict[str, Any] = {"layer": layer, "use_raw": use_raw, "mask_var": mask_var, "min_coverage": min_coverage}
     what |= {"drug_key": drug_key, "drugs": drugs}
-    mapping = {"gene_key": gene_key, "organism": organism, "duplicates": duplicates}
+    mapping: dict[str, Any] = {"gene_key": gene_key, "organism": organism, "duplicates": duplicates}
+    mapping = {name: value for name, value in mapping.items() if value is not None}
     where: dict[str, Any] = {"device": device, "dtype": dtype, "attention": attention}
     how: dict[str, Any] = {"max_length": max_length, "normalize": normalize, "seed": seed, "token_budget": token_budget}
     if target.suffix.lower() == ".h5ad":
         of_stores = {"keep_metadata": keep_metadata, "resume": resume, "client": client is not None}
-        _refuse_for_h5ad(
-            of_stores | {"stored_dtype": stored_dtype != "float32", "cells_per_shard": cells_per_shard != 4096}
-        )
+        of_stores |= {"stored_dtype": stored_dtype != "float32", "cells_per_shard": cells_per_shard != 4096}
+        _refuse_for_h5ad(of_stores)
         embed_whole(source, target, model, key_added=key_added, mapping=mapping, **what, **where, **how)
         return
     with open_source(source) as opened, sole_run(target):
@@ -169,17 +169,14 @@ def embed_file(
         width = inputs.model.config.d_model
         store = Store(target, key_added, opened.n_obs, width, stored_dtype, cells_per_shard)
         work = Work(absolute(opened.path), inputs.matrix.slot, inputs.task(**how), store)
-        asked = {name: value for name, value in mapping.items() if value is not None}
-        record = inputs.record(**how, source=work.source, **asked)
+        record = inputs.record(**how, **mapping, source=work.source)
         record = with_slots(record, obsm=[key_added], obs=[store.n_genes_name])
         store.begin(_fingerprint(work, inputs, record), resume)
         store.describe(opened, _var(inputs, keep_metadata), _uns(inputs, key_added, record), keep_metadata)
         work.all(inputs.client)
         n_empty = store.finish()
     if n_empty:
-        message = (
-            f"{n_empty} of {store.n_cells} cells express no gene of the model's vocabulary; their embeddings are NaN"
-        )
+        message = f"{n_empty} of {store.n_cells} cells express no gene of the vocabulary; their embeddings are NaN"
         warnings.warn(message, TahoeWarning, stacklevel=2)
 
 

@@ -28,24 +28,20 @@ def embed_whole(
     model: str | os.PathLike[str] | TahoeModel,
     *,
     key_added: str,
-    mapping: dict[str, str | None],
+    mapping: dict[str, Any],
     **options: Any,
 ) -> None:
-    """Read a file into memory, embed its cells as `tahoe.tl.embed` does, and write it with the result.
-
-    `mapping` says how the genes are to be mapped: `gene_key`, `organism` and `duplicates`.
-    """
+    """Read a file into memory, embed its cells as `tahoe.tl.embed` does, and write it with the result."""
     with sole_run(output) as folder:
         with open_source(source) as opened:
             adata, path = opened.to_memory(), absolute(opened.path)
         written = folder / "cells.h5ad"
-        asked = {name: value for name, value in mapping.items() if value is not None}
         with warnings.catch_warnings():
             # what cannot be written is told before the work; what anndata warns of, only when it is done
             warnings.simplefilter("ignore")
             _write(adata[:0].copy(), written, output)
         written.unlink()
-        embed_in_place(adata, model, key_added=key_added, origin={"source": path, **asked}, **mapping, **options)
+        embed_in_place(adata, model, key_added=key_added, origin={"source": path, **mapping}, **mapping, **options)
         _write(adata, written, output)
         written.replace(output)
 

@@ -104,8 +104,8 @@ class Inputs:
     def record(self, **parameters: Any) -> dict[str, Any]:
         """Provenance of a result, for ``uns``."""
         n_known = int((self.result_tokens >= 0).sum())
-        record = new_record(self.model, self.matrix, **self.parameters, **parameters, n_genes_in_vocabulary=n_known)
-        return record | self.reference.where()
+        parameters = self.parameters | parameters | {"n_genes_in_vocabulary": n_known}
+        return new_record(self.model, self.matrix, **parameters) | self.reference.where()
 
 
 def read_inputs(

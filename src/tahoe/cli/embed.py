@@ -25,7 +25,7 @@ OF_STORES = {"workers", "scheduler", "resume", "keep_metadata", "stored_dtype", 
 def embed(
     source: str, output: str, given: set[str], *, workers: int | None, scheduler: str | None, **options: Any
 ) -> None:
-    """Embed the cells of a file, here or on the workers of a cluster; `given` are the options that were not left out."""
+    """Embed the cells of a file, here or on the workers of a cluster; `given` are the options of the command line."""
     from tahoe._run.embed_file import embed_file
 
     useless = sorted(f"--{name.replace('_', '-')}" for name in given & OF_STORES)
@@ -43,7 +43,7 @@ def _check_folder(output: str) -> None:
         raise InputError(message)
 
 
-def mapped(source: str, gene_key: str | None, organism: str, duplicates: str, output: str | None) -> str:
+def describe_mapping(source: str, gene_key: str | None, organism: str, duplicates: str, output: str | None) -> str:
     """Report of a gene mapping, as text."""
     if output is not None:
         _check_folder(output)

@@ -166,10 +166,10 @@ def embed(context: click.Context, source: str | None, output: str, like: str | N
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Also write a table of all genes (CSV).")
 def map_genes(source: str, gene_key: str | None, organism: str, duplicates: str, output: str | None) -> None:
     """Report which genes of SOURCE the models know, and what is lost. SOURCE is not changed, and no model is needed."""
-    from tahoe.cli.embed import mapped
+    from tahoe.cli.embed import describe_mapping
 
     logging.getLogger("tahoe").setLevel(logging.WARNING)  # the report says all of it
-    click.echo(mapped(source, gene_key, organism, duplicates, output))
+    click.echo(describe_mapping(source, gene_key, organism, duplicates, output))
 
 
 @commands.command()
