@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +9,7 @@ import pandas as pd
 
 from tahoe._cells.matrix import NO_REMEDY, choose_matrix, one_column
 from tahoe._genes.mapping import FEW_GENES, gene_columns
-from tahoe.errors import GeneError, InputError, TahoeWarning
+from tahoe.errors import GeneError, InputError, warn
 
 if TYPE_CHECKING:
     from scipy import sparse
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 # raw is pointed to if it has so many times the genes of a small matrix, or such a share of its counts in genes that are
 # zero in the other. Removal of ambient RNA leaves far less.
 MORE_GENES, SHARE_IN_RAW = 2, 0.01
-# these functions, read_inputs, the verb, its caller
-STACKLEVEL = 4
 
 
 def used_columns(matrix: Matrix, mask_var: str | np.ndarray | None) -> tuple[np.ndarray, str]:
@@ -89,7 +86,7 @@ def warn_of_sums(block: sparse.csr_array, slot: str, places: np.ndarray) -> None
             " whole numbers: of logarithms that is not the sum of the counts. Pass layer= with the counts, or map the"
             ' genes with duplicates="best"; counts that were only normalised by cell may be added'
         )
-        warnings.warn(message, TahoeWarning, stacklevel=STACKLEVEL)
+        warn(message)
 
 
 def warn_of_better_matrix(matrix: Matrix, wanted: np.ndarray) -> None:
@@ -100,7 +97,7 @@ def warn_of_better_matrix(matrix: Matrix, wanted: np.ndarray) -> None:
     else:
         message = "" if matrix.slot.kind == "raw" else _describe_raw(matrix, wanted & (matrix.totals == 0))
     if message:
-        warnings.warn(message, TahoeWarning, stacklevel=STACKLEVEL)
+        warn(message)
 
 
 def _describe_raw(matrix: Matrix, zero: np.ndarray) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import numpy as np
 
 from tahoe._cells.matrix import one_column
 from tahoe._genes.mapping import are_genes, gene_columns, map_genes, non_negative_totals, prefer_model_ids
-from tahoe.errors import GeneError, InputError, TahoeWarning
+from tahoe.errors import GeneError, InputError, warn
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,8 +75,7 @@ def mapped_genes(
         mapping = map_genes(matrix.var, totals, **asked, preferred=used)
     mapping.report["counts_from"] = str(matrix.slot)
     if mapping.report["contradiction"]:
-        # mapped_genes, read_inputs, the verb, its caller
-        warnings.warn(mapping.report["contradiction"], TahoeWarning, stacklevel=4)
+        warn(mapping.report["contradiction"])
     return mapping.gene, np.asarray(mapping.match == "summed"), mapping
 
 

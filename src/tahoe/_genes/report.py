@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from tahoe._genes.table import MATCHES, MODALITY, load_table
-from tahoe.errors import GeneError, TahoeWarning
+from tahoe.errors import GeneError, warn
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -198,8 +197,7 @@ def check_coverage(
     if not known.any() or (usable is not None and share < refuse_below):
         raise GeneError(message)
     if share < warn_below:
-        # check_coverage, read_inputs, the verb, its caller
-        warnings.warn(message, TahoeWarning, stacklevel=4)
+        warn(message)
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from tahoe._run.batches import embed_cells
 from tahoe._run.cluster import embed_lazily
 from tahoe._run.inputs import read_inputs
 from tahoe._run.provenance import write_results
-from tahoe.errors import TahoeWarning
+from tahoe.errors import warn
 
 if TYPE_CHECKING:
     import os
@@ -65,5 +64,4 @@ def _warn_of_empty_cells(n_genes: np.ndarray, column: str) -> None:
             f"{len(empty)} of {len(n_genes)} cells express no gene of the model's vocabulary (first: row {empty[0]});"
             f" their embeddings are NaN. Remove them before sc.pp.neighbors: adata[adata.obs[{column!r}] > 0]"
         )
-        # embed_in_place, the verb, its caller
-        warnings.warn(message, TahoeWarning, stacklevel=4)
+        warn(message)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from tahoe._run.inputs import Inputs, check_at_least, read_inputs
 from tahoe._run.lock import sole_run
 from tahoe._run.provenance import with_slots
 from tahoe._run.shards import Store
-from tahoe.errors import InputError, TahoeError, TahoeWarning
+from tahoe.errors import InputError, TahoeError, warn
 from tahoe.model.causes import first_line, why_not_written
 from tahoe.settings import settings
 
@@ -177,7 +176,7 @@ def embed_file(
         n_empty = store.finish()
     if n_empty:
         message = f"{n_empty} of {store.n_cells} cells express no gene of the vocabulary; their embeddings are NaN"
-        warnings.warn(message, TahoeWarning, stacklevel=2)
+        warn(message)
 
 
 @dataclass(frozen=True)

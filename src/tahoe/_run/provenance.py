@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from tahoe._cells.slots import check_name, write
-from tahoe.errors import TahoeWarning
+from tahoe.errors import warn
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -83,20 +82,19 @@ def check_key(adata: AnnData, key: str, *slots: tuple[str, str]) -> None:
     # a name that begins with "tahoe_" is nobody else's, as in an AnnData made from the obs of another
     taken = _present(adata, (slot for slot in written if slot not in ours and not slot[1].startswith("tahoe_")))
     kept = _present(adata, (slot for slot in ours if slot not in slots))
-    # check_key, the verb, its caller
     if taken:
         message = (
             f"{' and '.join(taken)} will be overwritten, and uns[{key!r}] has no record that tahoe wrote what is there;"
             " to keep it, pass another key_added"
         )
-        warnings.warn(message, TahoeWarning, stacklevel=3)
+        warn(message)
     if kept:
         listed = ", ".join(kept[:3]) + (", …" if len(kept) > 3 else "")
         message = (
             f"uns[{key!r}], the record of {listed}, will be overwritten, and these will have none; to keep it, pass"
             " another key_added"
         )
-        warnings.warn(message, TahoeWarning, stacklevel=3)
+        warn(message)
 
 
 def _present(adata: AnnData, slots: Iterable[Sequence[str]]) -> list[str]:

@@ -108,7 +108,7 @@ def embed_genes(
     codes, groups = groups_of(adata, groupby)
     counts = f"{key_added}_n_cells"
     names = slot_names(key_added, groups, groupby, taken=counts)
-    check_key(adata, key_added, *(("varm", name) for name in (*names, counts)))
+    check_key(adata, key_added, *(("varm", name) for name in ([*names, counts] if context else names)))
     adata = copy_or_self(adata, copy)
     inputs = read_inputs(
         adata,
