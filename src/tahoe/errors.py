@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 import warnings
 
+__all__ = ["DeviceError", "GeneError", "InputError", "ModelError", "TahoeError", "TahoeWarning"]
+
 
 class TahoeError(Exception):
     """Any error that this package raises on purpose."""

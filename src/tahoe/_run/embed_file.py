@@ -16,7 +16,7 @@ from tahoe._cells.slots import check_name
 from tahoe._run.cluster import EmbeddingTask, cluster
 from tahoe._run.embed_whole import embed_whole
 from tahoe._run.inputs import Inputs, check_at_least, read_inputs
-from tahoe._run.lock import sole_run
+from tahoe._run.lock import lock_output
 from tahoe._run.provenance import with_slots
 from tahoe._run.shards import Store
 from tahoe.errors import InputError, TahoeError, warn
@@ -163,7 +163,7 @@ def embed_file(
         _refuse_for_h5ad(of_stores)
         embed_whole(source, target, model, key_added=key_added, mapping=mapping, **what, **where, **how)
         return
-    with open_source(source) as opened, sole_run(target):
+    with open_source(source) as opened, lock_output(target):
         inputs = read_inputs(opened, model, **mapping, **what, **where, client=client or cluster())
         width = inputs.model.config.d_model
         store = Store(target, key_added, opened.n_obs, width, stored_dtype, cells_per_shard)

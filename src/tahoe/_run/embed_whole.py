@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tahoe._cells.file import absolute
 from tahoe._cells.opening import open_source
 from tahoe._run.embed import embed_in_place
-from tahoe._run.lock import sole_run
+from tahoe._run.lock import lock_output
 from tahoe._run.shards import allow_nullable_strings, explain_write_errors
 from tahoe.errors import InputError
 from tahoe.model.causes import why_not_written
@@ -32,7 +32,7 @@ def embed_whole(
     **options: Any,
 ) -> None:
     """Read a file into memory, embed its cells as `tahoe.tl.embed` does, and write it with the result."""
-    with sole_run(output) as folder:
+    with lock_output(output) as folder:
         with open_source(source) as opened:
             adata, path = opened.to_memory(), absolute(opened.path)
         written = folder / "cells.h5ad"
