@@ -75,7 +75,10 @@ def refusal(path) -> str:
         (lzma.compress(b"123"), "unxz"),
         (b"\x28\xb5\x2f\xfd123", "unzstd"),
         (gzip.compress(b"RDX3\nX\n\x00\x00\x00\x03", mtime=0), "is a file of R; in R: anndataR::write_h5ad(readRDS("),
-        (gzip.compress(b"X\n\x00\x00\x00\x03\x00\x04", mtime=0), "is a file of R (rds); in R: anndataR::write_h5ad(readRDS("),
+        (
+            gzip.compress(b"X\n\x00\x00\x00\x03\x00\x04", mtime=0),
+            "is a file of R (rds); in R: anndataR::write_h5ad(readRDS(",
+        ),
         (b"%%MatrixMarket matrix coordinate integer general\n%\n2 2 1\n1 1 5\n", "sc.read_10x_mtx"),
         (gzip.compress(b"%%MatrixMarket matrix coordinate integer general\n", mtime=0), "sc.read_10x_mtx"),
         (b"PAR1\x15\x04", "pandas.read_parquet"),

@@ -42,8 +42,13 @@ class Slot:
     @classmethod
     def from_text(cls, text: str) -> Slot:
         """The slot that the provenance of a result names."""
-        layer = text.startswith("layers")
-        return cls("layers", text[len('layers["') : -len('"]')]) if layer else cls("raw" if text == "raw.X" else "X")
+        before, after = 'layers["', '"]'
+        if text.startswith(before) and text.endswith(after):
+            return cls("layers", text.removeprefix(before).removesuffix(after))
+        if text not in ("X", "raw.X"):
+            message = f"{text!r} is no matrix of an AnnData; there are X, raw.X and layers[...]"
+            raise InputError(message)
+        return cls(text.removesuffix(".X"))
 
     @property
     def how_to_read(self) -> str:

@@ -41,7 +41,9 @@ def repeat(
     names = ("mask_var", "drug_key", "max_length", "min_coverage", "normalize", "seed", "token_budget", *OF_MAPPING)
     before = {name: record[name] for name in (*names, "device", "dtype", "attention") if name in record}
     slot = Slot.from_text(record["input"])
-    before |= {"key_added": key, "use_raw": slot.kind == "raw"} | ({"layer": slot.name} if slot.name else {})
+    before |= {"key_added": key, "use_raw": slot.kind == "raw"} | (
+        {"layer": slot.name} if slot.kind == "layers" else {}
+    )
     options = {name: value if name in given else before.get(name, value) for name, value in options.items()}
     if str(options["mask_var"]).startswith("sha256:"):
         message = f"--like {like}: mask_var was an array, which the file does not have; pass --mask-var"
