@@ -24,7 +24,7 @@ from large_file import tiled
 
 import tahoe
 
-SHARD_CELLS = 512
+CELLS_PER_SHARD = 512
 # A process of its own: loads the model, says so, waits for a line, embeds, and says how long it took.
 PLAIN = """
 import sys, time, tahoe
@@ -33,7 +33,7 @@ model = tahoe.load_model("demo", device="cpu", dtype="float32")
 print("ready", flush=True)
 sys.stdin.readline()
 start = time.perf_counter()
-tahoe.embed_file(sys.argv[1], sys.argv[2], model, shard_cells=int(sys.argv[3]))
+tahoe.embed_file(sys.argv[1], sys.argv[2], model, cells_per_shard=int(sys.argv[3]))
 print(time.perf_counter() - start)
 """
 
@@ -41,7 +41,14 @@ print(time.perf_counter() - start)
 def plain(files: list[Path], folder: Path) -> float:
     """Seconds that independent processes take, started together, until the last one is done."""
     commands = [
-        [sys.executable, "-c", PLAIN, str(cells), str(folder / f"{cells.stem}-{perf_counter()}.zarr"), str(SHARD_CELLS)]
+        [
+            sys.executable,
+            "-c",
+            PLAIN,
+            str(cells),
+            str(folder / f"{cells.stem}-{perf_counter()}.zarr"),
+            str(CELLS_PER_SHARD),
+        ]
         for cells in files
     ]
     running = [subprocess.Popen(each, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for each in commands]
@@ -59,7 +66,13 @@ def on_workers(n_workers: int, cells: Path, folder: Path) -> float:
         distributed.LocalCluster(n_workers=n_workers, threads_per_worker=1, dashboard_address=None) as cluster,
         distributed.Client(cluster) as client,
     ):
-        embed = {"model": "demo", "device": "cpu", "dtype": "float32", "shard_cells": SHARD_CELLS, "client": client}
+        embed = {
+            "model": "demo",
+            "device": "cpu",
+            "dtype": "float32",
+            "cells_per_shard": CELLS_PER_SHARD,
+            "client": client,
+        }
         tahoe.embed_file(folder / "few.h5ad", folder / f"few-{perf_counter()}.zarr", **embed)
         start = perf_counter()
         tahoe.embed_file(cells, folder / f"all-{perf_counter()}.zarr", **embed)
@@ -70,7 +83,7 @@ def main(n_cells: int, n_pairs: int, folder: Path) -> None:
     tahoe.settings.progress = False
     cells = tiled(n_cells)
     cells.write_h5ad(folder / "cells.h5ad")
-    cells[: 4 * SHARD_CELLS].copy().write_h5ad(folder / "few.h5ad")
+    cells[: 4 * CELLS_PER_SHARD].copy().write_h5ad(folder / "few.h5ad")
     halves = [folder / "first.h5ad", folder / "second.h5ad"]
     cells[: n_cells // 2].copy().write_h5ad(halves[0])
     cells[n_cells // 2 :].copy().write_h5ad(halves[1])

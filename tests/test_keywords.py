@@ -72,7 +72,7 @@ OWN = {
     "datasets.pbmc68k": [],
     "embed_file": [
         *("normalize", "gene_key", "organism", "duplicates"),
-        *("columns", "stored_dtype", "shard_cells", "resume", "client"),
+        *("keep_metadata", "stored_dtype", "cells_per_shard", "resume", "client"),
     ],
     "load_model": ["revision"],
 }

@@ -77,7 +77,7 @@ def test_other_names_are_refused(cells, tmp_path, name, capsys):
         ({"resume": True}, "resume="),
         ({"columns": True}, "columns="),
         ({"stored_dtype": "float16"}, "stored_dtype="),
-        ({"shard_cells": 10, "client": object()}, "client=, shard_cells="),
+        ({"cells_per_shard": 10, "client": object()}, "client=, cells_per_shard="),
     ],
 )
 def test_what_goes_with_stores_only(cells, tmp_path, options, told):
@@ -202,7 +202,7 @@ def test_a_cluster_that_is_lost_is_no_full_disk(cells, tmp_path, monkeypatch):
         with pytest.raises(
             TahoeError, match=r"CommClosedError.*0 of 4 shards are finished and stay; go on with"
         ) as told:
-            by_function(tmp_path / "cells.h5ad", tmp_path / "out.zarr", client=client, shard_cells=2)
+            by_function(tmp_path / "cells.h5ad", tmp_path / "out.zarr", client=client, cells_per_shard=2)
     assert "written" not in str(told.value)
 
 

@@ -3,6 +3,13 @@
 Every error says what was seen, in which argument or slot, and what to do next.
 """
 
+from __future__ import annotations
+
+import sys
+import warnings
+
+__all__ = ["DeviceError", "GeneError", "InputError", "ModelError", "TahoeError", "TahoeWarning"]
+
 
 class TahoeError(Exception):
     """Any error that this package raises on purpose."""
@@ -26,3 +33,11 @@ class DeviceError(TahoeError, RuntimeError):
 
 class TahoeWarning(UserWarning):
     """Something in the data that a user should know, and that does not stop the work."""
+
+
+def warn(message: str) -> None:
+    """Warn of something in the data, at the line of whoever called this package."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "tahoe":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, TahoeWarning, stacklevel=level)

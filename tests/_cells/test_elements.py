@@ -71,7 +71,7 @@ def embedded(source, folder, **options):
 @pytest.mark.parametrize("ordered", [False, True])
 def test_old_categories_come_along(path, tmp_path, ordered):
     make_old(path, ordered=ordered)
-    column = embedded(path, tmp_path, columns=True).obs["kind"]
+    column = embedded(path, tmp_path, keep_metadata=True).obs["kind"]
     assert column.cat.categories.tolist() == ["NK", "T", "B"]
     assert column.cat.ordered == ordered
     assert (
@@ -91,7 +91,7 @@ def test_old_categories_come_along(path, tmp_path, ordered):
 @pytest.mark.filterwarnings("ignore:Consolidated metadata", "ignore:Writing zarr v2", "ignore::FutureWarning")
 def test_old_categories_of_a_zarr_store(cells, tmp_path):
     make_old_store(cells, tmp_path / "cells.zarr")
-    column = embedded(tmp_path / "cells.zarr", tmp_path, columns=True).obs["kind"]
+    column = embedded(tmp_path / "cells.zarr", tmp_path, keep_metadata=True).obs["kind"]
     assert column.astype(str).tolist() == pd.Series(KINDS).astype(str).tolist()
 
 
@@ -102,7 +102,7 @@ def test_old_categories_of_numbers(cells, tmp_path, values):
     make_old(tmp_path / "cells.h5ad")
     with h5py.File(tmp_path / "cells.h5ad") as file:
         assert list(read_column(file["obs"], "kind")) == values * 6
-    assert embedded(tmp_path / "cells.h5ad", tmp_path, columns=True).obs["kind"].tolist() == values * 6
+    assert embedded(tmp_path / "cells.h5ad", tmp_path, keep_metadata=True).obs["kind"].tolist() == values * 6
 
 
 @pytest.mark.parametrize("numbered", [False, True])
@@ -153,7 +153,7 @@ def test_values_that_may_be_missing_are_written_again(cells, tmp_path, suffix):
     with anndata.settings.override(allow_write_nullable_strings=True):
         with_nullable(cells).write_h5ad(tmp_path / "cells.h5ad")
     out = tmp_path / f"out.{suffix}"
-    more = ["--columns"] if suffix == "zarr" else []
+    more = ["--keep-metadata"] if suffix == "zarr" else []
     assert main(["-q", "embed", str(tmp_path / "cells.h5ad"), "-o", str(out), "-m", "demo", *more]) == 0
     written = anndata.read_h5ad(out) if suffix == "h5ad" else anndata.read_zarr(out)
     assert written.obs["text"].astype(object).where(written.obs["text"].notna(), None).tolist() == ["x", None, "y"] * 4
@@ -190,7 +190,7 @@ def test_a_column_that_cannot_come_along_is_told_before_the_work(path, tmp_path,
         UNWRITABLE[kind](file)
     monkeypatch.setattr("tahoe._run.cluster.embed_cells", lambda *_, **__: pytest.fail("cells were computed"))
     with pytest.raises(InputError, match="kind"):
-        tahoe.embed_file(path, tmp_path / "out.zarr", "demo", columns=True)
+        tahoe.embed_file(path, tmp_path / "out.zarr", "demo", keep_metadata=True)
     monkeypatch.setattr("tahoe.tl.embed", lambda *_, **__: pytest.fail("cells were computed"))
     assert main(["-q", "embed", str(path), "-o", str(tmp_path / "out.h5ad"), "-m", "demo"]) == 1
     assert [each.name for each in tmp_path.iterdir()] == ["cells.h5ad"]
@@ -209,7 +209,7 @@ def test_attributes_that_are_bytes(path, tmp_path):
         obs.attrs["_index"] = np.bytes_(obs.attrs["_index"])
         obs.attrs["column-order"] = np.array(["kind"], dtype="S")
         obs["kind/codes"].attrs["note"] = np.bytes_("more")
-    store = embedded(path, tmp_path, columns=True)
+    store = embedded(path, tmp_path, keep_metadata=True)
     assert store.obs["kind"].dtype == KINDS.dtype
     assert store.obs_names.tolist() == anndata.read_h5ad(path).obs_names.tolist()
 
@@ -230,13 +230,13 @@ def test_names_with_a_slash(cells, tmp_path):
         cells.write_h5ad(tmp_path / "cells.h5ad")
     except ValueError:
         pytest.skip("this version of anndata writes no such names")
-    store = embedded(tmp_path / "cells.h5ad", tmp_path, columns=True)
+    store = embedded(tmp_path / "cells.h5ad", tmp_path, keep_metadata=True)
     assert store.obs["a/b"].tolist() == list(range(12))
     assert store.var_names.tolist() == cells.var_names.tolist()
     cells.var["c/d"] = 1.0
     cells.write_h5ad(tmp_path / "more.h5ad")
     with pytest.raises(InputError, match=r"var cannot be written .*'c/d'"):
-        tahoe.embed_file(tmp_path / "more.h5ad", tmp_path / "second.zarr", "demo", columns=True)
+        tahoe.embed_file(tmp_path / "more.h5ad", tmp_path / "second.zarr", "demo", keep_metadata=True)
     tahoe.embed_file(tmp_path / "more.h5ad", tmp_path / "second.zarr", "demo")
     assert main(["-q", "embed", str(tmp_path / "more.h5ad"), "-o", str(tmp_path / "o.h5ad"), "-m", "demo"]) == 0
     assert anndata.read_h5ad(tmp_path / "o.h5ad").var["c/d"].tolist() == [1.0] * cells.n_vars
@@ -267,9 +267,9 @@ def test_a_run_that_was_interrupted_takes_its_columns_again(path, tmp_path, monk
     write = Store.write
     monkeypatch.setattr(Store, "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        tahoe.embed_file(path, tmp_path / "out.zarr", "demo", shard_cells=5)
+        tahoe.embed_file(path, tmp_path / "out.zarr", "demo", cells_per_shard=5)
     monkeypatch.setattr(Store, "write", write)
-    store = embedded(path, tmp_path, shard_cells=5, columns=True, resume=True)
+    store = embedded(path, tmp_path, cells_per_shard=5, keep_metadata=True, resume=True)
     assert store.obs["kind"].astype(str).tolist() == pd.Series(KINDS).astype(str).tolist()
     assert not np.isnan(store.obsm["X_tahoe"]).any()
 
@@ -280,10 +280,10 @@ def test_an_unfinished_run_survives_a_later_one_that_cannot_write(path, tmp_path
     write = Store.write
     monkeypatch.setattr(Store, "write", lambda self, shard, *rest: write(self, shard, *rest) or interrupt())
     with pytest.raises(KeyboardInterrupt):
-        tahoe.embed_file(path, tmp_path / "out.zarr", "demo", shard_cells=5)
+        tahoe.embed_file(path, tmp_path / "out.zarr", "demo", cells_per_shard=5)
     monkeypatch.setattr("tahoe._run.shards.write_elem", lambda *_: 1 / 0)
     with pytest.raises(InputError, match="cannot be written"):
-        tahoe.embed_file(path, tmp_path / "out.zarr", "demo", shard_cells=5, resume=True)
+        tahoe.embed_file(path, tmp_path / "out.zarr", "demo", cells_per_shard=5, resume=True)
     assert (tmp_path / "out.zarr.partial" / "store" / "obsm" / "X_tahoe" / "c" / "0" / "0").is_file()
 
 

@@ -121,7 +121,7 @@ def test_what_names_point_to(cells, demo, kind):
 @pytest.mark.parametrize("kind", WRITTEN)
 def test_in_a_file(cells, demo, truth, tmp_path, write, kind, form):
     path = write(named(cells, dtype_of(kind)), form)
-    tahoe.embed_file(path, tmp_path / "out.zarr", demo, max_length=100, columns=True)
+    tahoe.embed_file(path, tmp_path / "out.zarr", demo, max_length=100, keep_metadata=True)
     before = anndata.read_h5ad(path) if form == "h5ad" else anndata.read_zarr(path)
     after = anndata.read_zarr(tmp_path / "out.zarr")
     np.testing.assert_array_equal(after.obsm["X_tahoe"], truth.obsm["X_tahoe"])
@@ -178,7 +178,7 @@ def test_names_and_columns_with_missing_values(cells, demo, truth, tmp_path, wri
     adata.obs_names = pd.Index(cell_names.where(cell_names != "cell4"), dtype=adata.obs_names.dtype)
     adata.var_names = pd.Index(genes.where(genes != "gene 7").array, dtype=adata.var_names.dtype)
     path = write(adata, form)
-    tahoe.embed_file(path, tmp_path / "out.zarr", demo, max_length=100, columns=True)
+    tahoe.embed_file(path, tmp_path / "out.zarr", demo, max_length=100, keep_metadata=True)
     after = anndata.read_zarr(tmp_path / "out.zarr")
     np.testing.assert_array_equal(after.obsm["X_tahoe"], truth.obsm["X_tahoe"])
     assert np.flatnonzero(after.obs["donor"].isna()).tolist() == [2]

@@ -139,7 +139,8 @@ def test_folders(tmp_path, h5ad, store):
     (mtx / "matrix.mtx.gz").write_bytes(b"")
     assert f"sc.read_10x_mtx({str(mtx)!r})" in refusal(mtx)
     assert f"it has {str(mtx)!r}: pass that" in refusal(mtx.parent)
-    assert f"is a part of {str(store)!r}; pass that" in refusal(store / "X" / "data")
+    for part in ("X/data", "X", "obs", "layers"):
+        assert f"is a part of {str(store)!r}; pass that" in refusal(store / part)
     assert "mudata.read" in refusal(group(tmp_path / "mu.zarr", "mod/rna"))
     assert f"pass its table, such as {str(tmp_path / 'sd.zarr')}/tables/table" in refusal(
         group(tmp_path / "sd.zarr", "tables/table")
@@ -191,7 +192,7 @@ def test_a_zipped_store_is_read(truth, store, top):
     place = store.parent / "zips"
     place.mkdir()
     shutil.make_archive(str(place / "cells.zarr"), "zip", store.parent if top else store, top or None)
-    found = vectors(place / "cells.zarr.zip", shard_cells=2, columns=True)
+    found = vectors(place / "cells.zarr.zip", cells_per_shard=2, keep_metadata=True)
     np.testing.assert_array_equal(found.obsm["X_tahoe"], truth.obsm["X_tahoe"])
     assert found.obs_names.equals(truth.obs_names)
     assert found.obs["cell_type"].tolist() == truth.obs["cell_type"].tolist()

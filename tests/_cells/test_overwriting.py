@@ -87,6 +87,35 @@ def test_every_verb_overwrites_with_one_warning(cells, model, slot):
     assert "tahoe_version" in cells.uns["mine"]
 
 
+def test_a_record_says_what_it_is_about(cells, model):
+    """Verbs with the same key_added share uns[key_added], which never describes what another one wrote."""
+    tahoe.tl.embed(cells, model, key_added="mine")
+    assert cells.uns["mine"]["slots"] == ["obsm/mine", "obs/mine_n_genes"]
+    (message, where), *more = told(tahoe.tl.embed_genes, cells, model, key_added="mine", groupby="half")
+    assert not more
+    assert message.startswith("uns['mine'], the record of obsm['mine'], obs['mine_n_genes'], will be overwritten")
+    assert where == __file__
+    assert cells.uns["mine"]["slots"] == ["varm/mine_a", "varm/mine_b", "varm/mine_n_cells"]
+    # the same verb, with fewer results than before
+    (message, _), *more = told(tahoe.tl.embed_genes, cells, model, key_added="mine", context=False)
+    assert not more
+    assert message.startswith("uns['mine'], the record of varm['mine_a'], varm['mine_b'], varm['mine_n_cells'], will")
+    assert not told(tahoe.tl.embed_genes, cells, model, key_added="mine", context=False)
+    # what is there beside our own result is not ours
+    cells.obsm["mine"] = np.ones((10, 2))
+    first, second = told(tahoe.tl.embed, cells, model, key_added="mine")
+    assert first[0].startswith("obsm['mine'] and obs['mine_n_genes'] will be overwritten")
+    assert second[0].startswith("uns['mine'], the record of varm['mine'], will be overwritten")
+
+
+def test_a_plot_reads_no_record_of_another_verb(cells, model):
+    pytest.importorskip("matplotlib")
+    tahoe.tl.attention(cells, model, key_added="mine")
+    with pytest.warns(TahoeWarning, match="will be overwritten"):
+        tahoe.tl.embed_genes(cells, model, key_added="mine", groupby="half")
+    tahoe.pl.attention(cells, key="mine")
+
+
 def test_an_error_overwrites_nothing(cells, model):
     cells.obsm["X_tahoe"] = np.ones((10, 2))
     cells.X.data[0] = -1

@@ -101,7 +101,7 @@ def test_each_embedding_has_its_own_numbers_of_genes(tiny, tiny_cells, full_cell
     assert (cells.obs["half_n_genes"] < first).all()
     assert list(cells.obs) == ["tahoe_n_genes", "half_n_genes"]
     cells.write_h5ad(tmp_path / "cells.h5ad")
-    tahoe.embed_file(tmp_path / "cells.h5ad", tmp_path / "third.zarr", tiny, key_added="X_third", columns=True)
+    tahoe.embed_file(tmp_path / "cells.h5ad", tmp_path / "third.zarr", tiny, key_added="X_third", keep_metadata=True)
     store = anndata.read_zarr(tmp_path / "third.zarr")
     assert list(store.obs) == ["tahoe_n_genes", "half_n_genes", "third_n_genes"]
     assert store.obs["third_n_genes"].tolist() == first.tolist()

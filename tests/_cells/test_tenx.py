@@ -72,7 +72,7 @@ def test_it_is_what_scanpy_reads(matrix):
 @pytest.mark.parametrize("kind", ["zarr", "h5ad"])
 def test_the_same_vectors(matrix, cells, tmp_path, kind):
     output = tmp_path / f"out.{kind}"
-    options = {"shard_cells": 4} if kind == "zarr" else {}
+    options = {"cells_per_shard": 4} if kind == "zarr" else {}
     tahoe.embed_file(matrix, output, "demo", max_length=200, **options)
     found = anndata.read_zarr(output) if kind == "zarr" else anndata.read_h5ad(output)
     tahoe.tl.embed(cells, "demo", max_length=200)
@@ -82,7 +82,7 @@ def test_the_same_vectors(matrix, cells, tmp_path, kind):
 
 
 def test_columns_come_along(matrix, cells, tmp_path):
-    tahoe.embed_file(matrix, tmp_path / "out.zarr", "demo", max_length=200, columns=True)
+    tahoe.embed_file(matrix, tmp_path / "out.zarr", "demo", max_length=200, keep_metadata=True)
     found = anndata.read_zarr(tmp_path / "out.zarr")
     assert found.var["gene_ids"].tolist() == cells.var_names.tolist()
 

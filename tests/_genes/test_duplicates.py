@@ -117,7 +117,7 @@ def test_cells_are_those_of_the_matrix_that_was_added_up(summed, whole, storage)
 def test_files_and_lazy_data(summed, whole, tmp_path):
     expected = vectors(whole)
     summed.write_h5ad(tmp_path / "cells.h5ad")
-    tahoe.embed_file(tmp_path / "cells.h5ad", tmp_path / "out.zarr", "demo", shard_cells=5)
+    tahoe.embed_file(tmp_path / "cells.h5ad", tmp_path / "out.zarr", "demo", cells_per_shard=5)
     store = anndata.read_zarr(tmp_path / "out.zarr")
     np.testing.assert_array_equal(store.obsm["X_tahoe"], expected)
     assert (store.var["tahoe_match"] == "summed").sum() == N_SPLIT + N_SPLIT // 2

@@ -187,7 +187,7 @@ def test_a_task_leaves_its_input_as_it_is(tiny, file):
 
 def test_a_file_is_embedded_by_the_workers(client, file, model, truth, tmp_path):
     with pytest.warns(TahoeWarning, match="express no gene"):
-        tahoe.embed_file(file, tmp_path / "out.zarr", model, shard_cells=30, dtype="float32")
+        tahoe.embed_file(file, tmp_path / "out.zarr", model, cells_per_shard=30, dtype="float32")
     np.testing.assert_array_equal(anndata.read_zarr(tmp_path / "out.zarr").obsm["X_tahoe"], truth)
 
 
@@ -197,7 +197,7 @@ def test_what_the_shards_share_is_sent_once(client, file, model, tmp_path, monke
     pickled = []
     monkeypatch.setattr(Work, "__getstate__", lambda self: pickled.append(self) or self.__dict__, raising=False)
     with pytest.warns(TahoeWarning, match="express no gene"):
-        tahoe.embed_file(file, tmp_path / "out.zarr", model, shard_cells=10, dtype="float32")
+        tahoe.embed_file(file, tmp_path / "out.zarr", model, cells_per_shard=10, dtype="float32")
     assert 1 <= len(pickled) < 5
 
 
@@ -216,7 +216,7 @@ def test_a_worker_that_dies_is_replaced(client, file, model, truth, tmp_path):
     killer = threading.Thread(target=kill_one, daemon=True)
     killer.start()
     with pytest.warns(TahoeWarning, match="express no gene"):
-        tahoe.embed_file(file, tmp_path / "out.zarr", model, shard_cells=5, dtype="float32")
+        tahoe.embed_file(file, tmp_path / "out.zarr", model, cells_per_shard=5, dtype="float32")
     killer.join()
     store = anndata.read_zarr(tmp_path / "out.zarr")
     np.testing.assert_array_equal(store.obsm["X_tahoe"], truth)
@@ -233,6 +233,6 @@ def test_an_error_of_a_worker_surfaces(client, file, model, tmp_path):
     adata.X.data[-1] = -1
     adata.write_h5ad(tmp_path / "bad.h5ad")
     with pytest.raises(InputError, match="negative values"):
-        tahoe.embed_file(tmp_path / "bad.h5ad", tmp_path / "out.zarr", model, shard_cells=100)
+        tahoe.embed_file(tmp_path / "bad.h5ad", tmp_path / "out.zarr", model, cells_per_shard=100)
     assert not (tmp_path / "out.zarr").exists()
     assert (tmp_path / "out.zarr.partial" / "run.json").is_file()

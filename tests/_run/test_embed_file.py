@@ -60,7 +60,7 @@ def truth(folder, reference):
 
 def embed(source, output, model, **options):
     with pytest.warns(TahoeWarning, match="5 of 300 cells express no gene"):
-        tahoe.embed_file(source, output, model, shard_cells=50, dtype="float32", **options)
+        tahoe.embed_file(source, output, model, cells_per_shard=50, dtype="float32", **options)
     return anndata.read_zarr(output)
 
 
@@ -79,14 +79,16 @@ def test_the_same_as_in_memory(folder, truth, tiny_model, tmp_path, name):
     assert list(store.obs) == ["tahoe_n_genes"]
     assert list(store.var) == ["tahoe_gene"]
     assert store.X is None
-    record = {key: list(value) if key == "versions" else value for key, value in store.uns["X_tahoe"].items()}
+    record = {
+        key: list(value) if key in ("slots", "versions") else value for key, value in store.uns["X_tahoe"].items()
+    }
     assert record == truth.uns["X_tahoe"] | {"source": str(folder / name)}
     assert [path.name for path in tmp_path.iterdir()] == ["out.zarr"]
 
 
 @pytest.mark.parametrize("name", ["cells.h5ad", "v2.zarr", "v3.zarr"])
 def test_columns_come_along(folder, truth, tiny_model, tmp_path, name):
-    store = embed(folder / name, tmp_path / "out.zarr", tiny_model, columns=True)
+    store = embed(folder / name, tmp_path / "out.zarr", tiny_model, keep_metadata=True)
     pd.testing.assert_frame_equal(store.obs, truth.obs)
     pd.testing.assert_frame_equal(store.var, truth.var)
 
@@ -137,7 +139,7 @@ import sys, warnings, torch, tahoe
 torch.set_num_threads(1)
 warnings.simplefilter("ignore")
 tahoe.settings.progress = False
-tahoe.embed_file(sys.argv[1], sys.argv[2], sys.argv[3], shard_cells=10, dtype="float32", device="cpu", resume=True)
+tahoe.embed_file(sys.argv[1], sys.argv[2], sys.argv[3], cells_per_shard=10, dtype="float32", device="cpu", resume=True)
 """
 
 
@@ -184,7 +186,7 @@ def test_an_unfinished_run_is_not_overwritten(folder, tiny_model, tmp_path):
     output = tmp_path / "out.zarr"
     unfinished_run(folder, output, tiny_model)
     with pytest.raises(InputError, match=r"unfinished run; pass resume=True"):
-        tahoe.embed_file(folder / "cells.h5ad", output, tiny_model, shard_cells=50, dtype="float32")
+        tahoe.embed_file(folder / "cells.h5ad", output, tiny_model, cells_per_shard=50, dtype="float32")
     assert len(shards(output)) == 2
 
 
@@ -202,7 +204,7 @@ def unfinished_run(folder, output, model, source="cells.h5ad"):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Store, "write", write)
         with pytest.raises(KeyboardInterrupt):
-            tahoe.embed_file(folder / source, output, model, shard_cells=50, dtype="float32")
+            tahoe.embed_file(folder / source, output, model, cells_per_shard=50, dtype="float32")
 
 
 @pytest.mark.parametrize(
@@ -211,7 +213,7 @@ def unfinished_run(folder, output, model, source="cells.h5ad"):
         ({"seed": 1}, r"seed \(0 then, 1 now\)"),
         ({"normalize": False}, r"normalize \(True then, False now\)"),
         ({"max_length": 100}, r"max_length \(2048 then, 100 now\)"),
-        ({"shard_cells": 60}, r"shard_cells \(50 then, 60 now\)"),
+        ({"cells_per_shard": 60}, r"cells_per_shard \(50 then, 60 now\)"),
         ({"stored_dtype": "float16"}, r"stored_dtype \(float32 then, float16 now\)"),
         ({"dtype": "bfloat16"}, r"dtype \(float32 then, bfloat16 now\)"),
     ],
@@ -219,10 +221,22 @@ def unfinished_run(folder, output, model, source="cells.h5ad"):
 def test_a_run_with_other_parameters_does_not_go_on(folder, tiny_model, tmp_path, change, message):
     output = tmp_path / "out.zarr"
     unfinished_run(folder, output, tiny_model)
-    options = {"shard_cells": 50, "dtype": "float32", "resume": True} | change
+    options = {"cells_per_shard": 50, "dtype": "float32", "resume": True} | change
     with pytest.raises(InputError, match=message):
         tahoe.embed_file(folder / "cells.h5ad", output, tiny_model, **options)
     assert len(shards(output)) == 2
+
+
+def test_a_run_that_an_earlier_version_began_goes_on(folder, truth, tiny_model, tmp_path):
+    """It called the keyword by another name."""
+    output = tmp_path / "out.zarr"
+    unfinished_run(folder, output, tiny_model)
+    run_file = tmp_path / "out.zarr.partial" / "run.json"
+    run_file.write_text(run_file.read_text().replace('"cells_per_shard"', '"shard_cells"'))
+    with pytest.raises(InputError, match=r"cells_per_shard \(50 then, 60 now\)"):
+        tahoe.embed_file(folder / "cells.h5ad", output, tiny_model, cells_per_shard=60, dtype="float32", resume=True)
+    store = embed(folder / "cells.h5ad", output, tiny_model, resume=True)
+    np.testing.assert_array_equal(store.obsm["X_tahoe"], truth.obsm["X_tahoe"])
 
 
 def test_a_run_with_another_model_does_not_go_on(folder, tiny, tiny_model, tmp_path):
@@ -232,14 +246,14 @@ def test_a_run_with_another_model_does_not_go_on(folder, tiny, tiny_model, tmp_p
     tiny.save(tmp_path / "other-model")
     with pytest.raises(InputError, match="model_sha256"):
         tahoe.embed_file(
-            folder / "cells.h5ad", output, tmp_path / "other-model", shard_cells=50, dtype="float32", resume=True
+            folder / "cells.h5ad", output, tmp_path / "other-model", cells_per_shard=50, dtype="float32", resume=True
         )
 
 
 def test_a_run_with_another_unsaved_model_does_not_go_on(folder, tiny, truth, tmp_path):
     """There is no file, so no hash of it: two such models must still be told apart."""
     output, cells = tmp_path / "out.zarr", folder / "cells.h5ad"
-    mine, options = tiny.copy("mine"), {"shard_cells": 50, "dtype": "float32", "resume": True}
+    mine, options = tiny.copy("mine"), {"cells_per_shard": 50, "dtype": "float32", "resume": True}
     unfinished_run(folder, output, mine)
     other = tiny.copy("mine")
     other.network.layers[0].up.weight[3, 3] += 1
@@ -268,7 +282,7 @@ def test_an_input_that_changed_is_noticed(folder, tiny_model, tmp_path, name):
         warnings.simplefilter("ignore")  # how zarr formats will change in future
         (adata.write_zarr if name.endswith("zarr") else adata.write_h5ad)(source)
     with pytest.raises(InputError, match="time of change of the input"):
-        tahoe.embed_file(source, output, tiny_model, shard_cells=50, dtype="float32", resume=True)
+        tahoe.embed_file(source, output, tiny_model, cells_per_shard=50, dtype="float32", resume=True)
     assert len(shards(output)) == 2
 
 
@@ -289,7 +303,7 @@ def test_a_damaged_store(folder, tiny_model, tmp_path):
     chunks = sorted((tmp_path / "v3.zarr" / "X" / "indices" / "c").rglob("*"), key=lambda path: path.stat().st_size)
     chunks[-1].write_bytes(chunks[-1].read_bytes()[:1000])
     with pytest.raises(InputError, match="cannot be read"):
-        tahoe.embed_file(tmp_path / "v3.zarr", tmp_path / "out.zarr", tiny_model, shard_cells=50)
+        tahoe.embed_file(tmp_path / "v3.zarr", tmp_path / "out.zarr", tiny_model, cells_per_shard=50)
     assert not (tmp_path / "out.zarr").exists()
 
 
@@ -314,11 +328,11 @@ def mounted(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs")
 def test_a_full_disk(folder, truth, tiny_model, mounted):
     with pytest.warns(TahoeWarning, match="express no gene"):
-        tahoe.embed_file(folder / "cells.h5ad", folder / "whole.zarr", tiny_model, shard_cells=50, dtype="float32")
+        tahoe.embed_file(folder / "cells.h5ad", folder / "whole.zarr", tiny_model, cells_per_shard=50, dtype="float32")
     pages = sum(math.ceil(path.stat().st_size / 4096) for path in (folder / "whole.zarr").rglob("*") if path.is_file())
     place = mounted(f"size={4 * (pages - 15)}k")  # a shard takes five pages
     with pytest.raises(InputError, match=r"the disk is full\. \d of 6 shards are finished and stay") as caught:
-        tahoe.embed_file(folder / "cells.h5ad", place / "out.zarr", tiny_model, shard_cells=50, dtype="float32")
+        tahoe.embed_file(folder / "cells.h5ad", place / "out.zarr", tiny_model, cells_per_shard=50, dtype="float32")
     finished = shards(place / "out.zarr")
     assert f"{len(finished)} of 6" in str(caught.value)
     assert 0 < len(finished) < 6
@@ -357,7 +371,7 @@ def test_a_run_that_died_while_it_began(folder, truth, tiny_model, tmp_path):
         ({"output": "."}, "output='.' exists"),
         ({"output": "no/such/folder/out.zarr"}, "folder that does not exist"),
         ({"stored_dtype": "int8"}, "stored_dtype='int8'"),
-        ({"shard_cells": 0}, "shard_cells=0: it must be at least 1"),
+        ({"cells_per_shard": 0}, "cells_per_shard=0: it must be at least 1"),
         ({"key_added": "a/b"}, "key_added='a/b'"),
         ({"layer": "counts"}, r"layers\['counts'\] does not exist"),
         ({"use_raw": True}, "adata.raw is None"),

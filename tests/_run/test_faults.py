@@ -102,7 +102,7 @@ def test_ctrl_c_at_the_command_line_leaves_finished_shards(folder, tmp_path):
         "    done.append(1)\n"
         "    if len(done) == 2: os.kill(os.getpid(), signal.SIGINT)\n"
         "Store.write = and_stop\n"
-        "tahoe.embed_file(sys.argv[1], sys.argv[2], sys.argv[3], shard_cells=10, device='cpu', dtype='float32')\n"
+        "tahoe.embed_file(sys.argv[1], sys.argv[2], sys.argv[3], cells_per_shard=10, device='cpu', dtype='float32')\n"
     )
     cells, output, model = (str(each) for each in (folder / "cells.h5ad", tmp_path / "out.zarr", folder / "model"))
     command = [sys.executable, "-c", code, cells, output, model]
@@ -112,7 +112,7 @@ def test_ctrl_c_at_the_command_line_leaves_finished_shards(folder, tmp_path):
     shards = list(Path(f"{output}.partial").rglob("obsm/X_tahoe/c/*/0"))
     assert len(shards) == 2
     written = [shard.stat().st_mtime_ns for shard in shards]
-    tahoe.embed_file(cells, output, model, shard_cells=10, device="cpu", resume=True)
+    tahoe.embed_file(cells, output, model, cells_per_shard=10, device="cpu", resume=True)
     kept = [Path(output, shard.relative_to(f"{output}.partial/store")).stat().st_mtime_ns for shard in shards]
     assert kept == written
     whole = anndata.read_h5ad(cells)
@@ -165,7 +165,7 @@ def test_no_file_stays_open_and_no_process_runs_on(folder, tmp_path):
         backed = anndata.read_h5ad(cells, backed="r")
         tahoe.tl.embed(backed, model, device="cpu")
         backed.file.close()
-        tahoe.embed_file(cells, tmp_path / f"{number}.zarr", model, device="cpu", shard_cells=20)
+        tahoe.embed_file(cells, tmp_path / f"{number}.zarr", model, device="cpu", cells_per_shard=20)
     assert [file for file in open_files() if str(folder) in file or str(tmp_path) in file] == [
         file for file in before if str(folder) in file
     ]

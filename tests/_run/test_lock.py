@@ -17,13 +17,13 @@ import pytest
 
 import tahoe
 from tahoe._run import lock as _lock
-from tahoe._run.lock import folder_of, sole_run
+from tahoe._run.lock import folder_of, lock_output
 from tahoe.errors import InputError
 
 HOLDER = """
 import pathlib, sys, time
-from tahoe._run.lock import sole_run
-with sole_run(pathlib.Path(sys.argv[1])) as folder:
+from tahoe._run.lock import lock_output
+with lock_output(pathlib.Path(sys.argv[1])) as folder:
     (folder / "run.json").write_text("{}")
     print("held", flush=True)
     time.sleep(60)
@@ -57,10 +57,10 @@ def system(request, monkeypatch):
 
 def test_a_second_run_is_told_who_writes(holder, output, system):
     with pytest.raises(InputError, match=rf"another run \(process {holder.pid} on {socket.gethostname()}\) writes"):
-        sole_run(output).__enter__()
+        lock_output(output).__enter__()
     # and it leaves the first one alone
     assert holder.poll() is None
-    with pytest.raises(InputError, match="another run"), sole_run(output):
+    with pytest.raises(InputError, match="another run"), lock_output(output):
         pass
 
 
@@ -68,16 +68,16 @@ def test_a_killed_run_holds_nothing(holder, output, system):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     start = time.monotonic()
-    with sole_run(output) as folder:
+    with lock_output(output) as folder:
         assert (folder / "run.json").is_file()
     assert time.monotonic() - start < 5
-    with sole_run(output):
+    with lock_output(output):
         pass
 
 
 def test_nothing_is_left_behind(output, system):
     def end(with_what):
-        with sole_run(output) as folder:
+        with lock_output(output) as folder:
             assert folder == folder_of(output)
             assert folder.is_dir()
             raise with_what
@@ -92,7 +92,7 @@ def test_nothing_is_left_behind(output, system):
 @pytest.fixture
 def elsewhere(output, monkeypatch):
     """What a run on another machine left, or is leaving."""
-    monkeypatch.setattr(_lock, "PATIENCE", 2.0)
+    monkeypatch.setattr(_lock, "TIMEOUT", 2.0)
     lock = folder_of(output) / "lock"
     lock.parent.mkdir()
     lock.write_text("another-machine 17")
@@ -101,25 +101,27 @@ def elsewhere(output, monkeypatch):
 
 
 def test_a_run_on_another_machine_that_gives_no_sign_is_dead(elsewhere, output, system):
-    with sole_run(output):
+    with lock_output(output):
         assert elsewhere.read_text() == f"{socket.gethostname()} {os.getpid()}"
     assert not elsewhere.parent.exists()
 
 
 def test_a_run_on_another_machine_that_gives_signs_goes_on(elsewhere, output, system):
     ended = threading.Event()
-    _beat = threading.Thread(target=lambda: [os.utime(elsewhere) for _ in iter(lambda: ended.wait(0.3), True)])
-    _beat.start()
+    _send_heartbeats = threading.Thread(
+        target=lambda: [os.utime(elsewhere) for _ in iter(lambda: ended.wait(0.3), True)]
+    )
+    _send_heartbeats.start()
     with pytest.raises(InputError, match=r"another run \(process 17 on another-machine\) writes"):
-        sole_run(output).__enter__()
+        lock_output(output).__enter__()
     ended.set()
-    _beat.join()
+    _send_heartbeats.join()
     assert elsewhere.read_text() == "another-machine 17"
 
 
 def test_a_run_gives_signs(output, monkeypatch):
-    monkeypatch.setattr(_lock, "BEAT", 0.1)
-    with sole_run(output) as folder:
+    monkeypatch.setattr(_lock, "HEARTBEAT", 0.1)
+    with lock_output(output) as folder:
         os.utime(folder / "lock", (0, 0))
         time.sleep(0.5)
         assert (folder / "lock").stat().st_mtime > 0
@@ -127,7 +129,7 @@ def test_a_run_gives_signs(output, monkeypatch):
 
 def test_an_output_that_was_finished_meanwhile(output):
     output.mkdir()
-    with pytest.raises(InputError, match="was written meanwhile by another run"), sole_run(output):
+    with pytest.raises(InputError, match="was written meanwhile by another run"), lock_output(output):
         pass
     assert list(output.parent.iterdir()) == [output]
 
@@ -137,7 +139,7 @@ def test_other_errors_of_a_lock_are_told(output, monkeypatch):
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr("fcntl.flock", broken)
-    with pytest.raises(InputError, match="cannot be written: .*Input/output error"), sole_run(output):
+    with pytest.raises(InputError, match="cannot be written: .*Input/output error"), lock_output(output):
         pass
 
 
@@ -146,7 +148,7 @@ def test_runs_that_start_together(heart, tmp_path, kind):
     """As the jobs of an array do; one of them finishes, whoever is late is told, and none is to look for a bug."""
     cells, output = tmp_path / "cells.h5ad", tmp_path / f"out.{kind}"
     heart[:30, ::4].copy().write_h5ad(cells)
-    options = ["--shard-cells", "5", "--resume"] if kind == "zarr" else []
+    options = ["--cells-per-shard", "5", "--resume"] if kind == "zarr" else []
     command = ["-q", "embed", str(cells), "-o", str(output), "-m", "demo", "--max-length", "200", *options]
     runs = [
         subprocess.Popen([sys.executable, "-m", "tahoe.cli", *command], stderr=subprocess.PIPE, text=True)
@@ -170,5 +172,5 @@ def test_a_run_beside_another_computes_nothing(heart, tmp_path, kind, monkeypatc
     output = tmp_path / f"out.{kind}"
     heart[:5, ::4].copy().write_h5ad(tmp_path / "cells.h5ad")
     monkeypatch.setattr("tahoe.model.loading.read_checkpoint", lambda _: pytest.fail("the weights were loaded"))
-    with sole_run(output), pytest.raises(InputError, match="another run"):
+    with lock_output(output), pytest.raises(InputError, match="another run"):
         tahoe.embed_file(tmp_path / "cells.h5ad", output, "demo")

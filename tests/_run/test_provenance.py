@@ -33,6 +33,7 @@ DAMAGE = {
     "a hash that is a list": ("model_sha256", [1, 2]),
     "no input": ("input", None),
     "an input that is a number": ("input", 7),
+    "an input that is none": ("input", "nonsense"),
     "a layer that is not there": ("input", 'layers["no"]'),
     "a length in words": ("max_length", "long"),
     "a negative length": ("max_length", -3),

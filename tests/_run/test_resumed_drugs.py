@@ -20,7 +20,7 @@ def unfinished_run(reference, read_cells, tmp_path):
     known = json.loads((reference / "drug-model" / "drug_to_id_pad.json").read_text())
     cells.obs["drugs"] = np.resize([name for name in known if name != "<pad>"][:3], 12)
     cells.write_h5ad(tmp_path / "cells.h5ad")
-    call = {"drug_key": "drugs", "drugs": known, "shard_cells": 2, "dtype": "float32"}
+    call = {"drug_key": "drugs", "drugs": known, "cells_per_shard": 2, "dtype": "float32"}
     places = (tmp_path / "cells.h5ad", tmp_path / "out.zarr", reference / "drug-model")
     write = Store.write
 

@@ -18,7 +18,7 @@ FINGERPRINT = {"seed": 0, "model": "a", "drugs": None}
 
 def begun(tmp_path):
     """A store of seventeen cells in shards of five."""
-    store = Store(tmp_path / "out.zarr", "X_tahoe", n_cells=17, width=3, dtype="float32", shard_cells=5)
+    store = Store(tmp_path / "out.zarr", "X_tahoe", n_cells=17, width=3, dtype="float32", cells_per_shard=5)
     store.unfinished.mkdir()
     store.begin(FINGERPRINT, resume=False)
     return store
@@ -68,7 +68,7 @@ def test_a_store_appears_when_it_is_finished(store):
     root = zarr.open_group(store.unfinished / "store", mode="r+", use_consolidated=False)
     anndata.io.write_elem(root["obs"], "_index", np.arange(17).astype(str).astype(object))
     root["obs"].attrs["_index"] = "_index"
-    store.describe(source, pd.DataFrame(index=names), {"X_tahoe": {"model": "a"}}, columns=False)
+    store.describe(source, pd.DataFrame(index=names), {"X_tahoe": {"model": "a"}}, keep_metadata=False)
     for shard in range(4):
         assert not store.output.exists()
         write(store, shard)
@@ -100,7 +100,7 @@ def test_what_only_one_of_two_runs_has_differs():
 
 
 def test_the_last_stored_type_and_another_key(tmp_path):
-    store = Store(tmp_path / "out.zarr", "X_mine", n_cells=4, width=2, dtype="float16", shard_cells=4)
+    store = Store(tmp_path / "out.zarr", "X_mine", n_cells=4, width=2, dtype="float16", cells_per_shard=4)
     store.unfinished.mkdir()
     store.begin({}, resume=False)
     store.write(0, np.full((4, 2), 1 / 3, np.float32), np.ones(4, np.int64))

@@ -72,7 +72,7 @@ def vectors(cells):
 
 def test_embed_into_a_store(cells, vectors, tmp_path, capsys):
     output = tmp_path / "out.zarr"
-    assert run("embed", cells, "-o", output, *FAST, "--columns") == 0
+    assert run("embed", cells, "-o", output, *FAST, "--keep-metadata") == 0
     assert capsys.readouterr().out == f"{output}\n"
     store = anndata.read_zarr(output)
     np.testing.assert_array_equal(store.obsm["X_tahoe"], vectors)
@@ -137,7 +137,7 @@ def test_resume(cells, vectors, tmp_path, monkeypatch, capsys):
         written(self, shard, *arrays)
 
     monkeypatch.setattr(Store, "write", interrupted)
-    command = ["embed", cells, "-o", output, *FAST, "--shard-cells", "5"]
+    command = ["embed", cells, "-o", output, *FAST, "--cells-per-shard", "5"]
     assert run(*command) == 130
     assert "interrupted" in capsys.readouterr().err
     monkeypatch.undo()
@@ -150,7 +150,7 @@ def test_resume(cells, vectors, tmp_path, monkeypatch, capsys):
 def test_workers(cells, vectors, tmp_path):
     """In a process of its own, as the command runs; worker processes of another would inherit what pytest has."""
     output = tmp_path / "out.zarr"
-    command = ["-q", "embed", str(cells), "-o", str(output), *FAST, "--shard-cells", "3", "--workers", "2"]
+    command = ["-q", "embed", str(cells), "-o", str(output), *FAST, "--cells-per-shard", "3", "--workers", "2"]
     done = subprocess.run([sys.executable, "-m", "tahoe.cli", *command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(anndata.read_zarr(output).obsm["X_tahoe"], vectors, atol=2e-6, rtol=0)

@@ -408,7 +408,7 @@ def test_x_among_the_layers_is_no_layer(tiny, full_cells):
 def test_values_that_are_no_real_numbers(tiny, full_cells, dtype):
     full_cells.layers["odd"] = full_cells.X.toarray().astype(dtype)
     with pytest.raises(
-        InputError, match=r'layers\["odd"\] holds (complex128|object).*X would do: leave layer= and use_raw= away'
+        InputError, match=r'layers\["odd"\] holds (complex128|object).*X would do: omit layer= and use_raw='
     ):
         tahoe.tl.embed(full_cells, tiny, layer="odd")
     untouched(full_cells)

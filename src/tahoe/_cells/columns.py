@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
-from tahoe._cells.matrix import NO_REMEDY, choose_matrix, selected_genes
+from tahoe._cells.matrix import NO_REMEDY, choose_matrix, one_column
 from tahoe._genes.mapping import FEW_GENES, gene_columns
-from tahoe.errors import GeneError, InputError, TahoeWarning
+from tahoe.errors import GeneError, InputError, warn
 
 if TYPE_CHECKING:
     from scipy import sparse
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 # raw is pointed to if it has so many times the genes of a small matrix, or such a share of its counts in genes that are
 # zero in the other. Removal of ambient RNA leaves far less.
 MORE_GENES, SHARE_IN_RAW = 2, 0.01
-# these functions, read_inputs, the verb, its caller
-STACKLEVEL = 4
 
 
 def used_columns(matrix: Matrix, mask_var: str | np.ndarray | None) -> tuple[np.ndarray, str]:
@@ -31,6 +29,37 @@ def used_columns(matrix: Matrix, mask_var: str | np.ndarray | None) -> tuple[np.
         message = f"{columns.left_out}; no column is left. Pass the AnnData, or the modality, with the RNA"
         raise GeneError(message)
     return used, columns.left_out
+
+
+def selected_genes(matrix: Matrix, mask_var: str | np.ndarray | None) -> np.ndarray:
+    """Which columns `mask_var` selects, as booleans."""
+    n_genes = len(matrix.var)
+    if mask_var is None:
+        return np.ones(n_genes, dtype=bool)
+    if isinstance(mask_var, str) and mask_var not in matrix.var:
+        present = ", ".join(map(repr, matrix.var)) or "no column"
+        message = f"mask_var={mask_var!r} is not a column of var, which has {present}"
+        raise InputError(message)
+    name = f"var[{mask_var!r}]" if isinstance(mask_var, str) else "mask_var"
+    given = one_column(matrix.var, mask_var, "var") if isinstance(mask_var, str) else mask_var
+    if isinstance(given, pd.Series) and not given.index.equals(matrix.var.index):
+        message = f"{name} is a Series with another index than var; pass mask_var[adata.var_names], or its values"
+        raise InputError(message)
+    if pd.isna(given).any():
+        message = f"{name} has missing values; fill them with True or False"
+        raise InputError(message)
+    mask = np.asarray(given)
+    if mask.dtype == object and set(mask.tolist()) <= {True, False}:
+        mask = mask.astype(bool)
+    if mask.dtype != bool or mask.shape != (n_genes,) or not mask.any():
+        seen = (
+            f"{mask.dtype} of shape {mask.shape}"
+            if mask.dtype != bool or mask.ndim != 1
+            else f"{mask.sum()} of {len(mask)}"
+        )
+        message = f"{name} is {seen}; it must be {n_genes} booleans, one for each gene, not all of them False"
+        raise InputError(message)
+    return mask
 
 
 def one_column_each(column_tokens: np.ndarray, summed: np.ndarray) -> np.ndarray:
@@ -57,21 +86,21 @@ def warn_of_sums(block: sparse.csr_array, slot: str, places: np.ndarray) -> None
             " whole numbers: of logarithms that is not the sum of the counts. Pass layer= with the counts, or map the"
             ' genes with duplicates="best"; counts that were only normalised by cell may be added'
         )
-        warnings.warn(message, TahoeWarning, stacklevel=STACKLEVEL)
+        warn(message)
 
 
-def warn_of_better(matrix: Matrix, wanted: np.ndarray) -> None:
+def warn_of_better_matrix(matrix: Matrix, wanted: np.ndarray) -> None:
     """Warn if another matrix has counts of the wanted columns that this one lacks, or if raw has many more genes."""
     if not matrix.totals.any():
         remedy = matrix.remedy()
         message = f"{matrix.slot} holds only zeros. {remedy}" if remedy != NO_REMEDY else ""
     else:
-        message = "" if matrix.slot == "raw.X" else _what_raw_has(matrix, wanted & (matrix.totals == 0))
+        message = "" if matrix.slot.kind == "raw" else _describe_raw(matrix, wanted & (matrix.totals == 0))
     if message:
-        warnings.warn(message, TahoeWarning, stacklevel=STACKLEVEL)
+        warn(message)
 
 
-def _what_raw_has(matrix: Matrix, zero: np.ndarray) -> str:
+def _describe_raw(matrix: Matrix, zero: np.ndarray) -> str:
     """Say what raw has beyond a matrix in which some of the wanted columns are zero, "" if it is nothing much."""
     few = len(matrix.var) < FEW_GENES
     try:

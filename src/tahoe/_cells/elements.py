@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from anndata.io import read_elem
 
-from tahoe._cells.sparse_checks import reading
-from tahoe._genes.debris import as_text
+from tahoe._cells.sparse_checks import explain_read_errors
+from tahoe._genes.clean import as_text
 from tahoe.errors import InputError
 
 # Entries that are copied at once.
@@ -28,12 +28,15 @@ ENCODINGS = {"array": "0.2.0", "string-array": "0.2.0", "categorical": "0.2.0"}
 def length_of(column: Any) -> int:
     """Rows of a column of a data frame; one of categories, or of what may be missing, is a group of arrays."""
     if hasattr(column, "shape"):
+        if len(column.shape) != 1:
+            message = f"it has the shape {column.shape}"
+            raise ValueError(message)
         return column.shape[0]
     kind = column.attrs.get("encoding-type")
     if kind not in GROUPED:
         message = f"it is of the unknown kind {kind!r}"
         raise ValueError(message)
-    lengths = {column[name].shape[0] for name in GROUPED[kind]}
+    lengths = {length_of(column[name]) for name in GROUPED[kind]}
     if len(lengths) > 1:
         message = f"{' and '.join(GROUPED[kind])} have {' and '.join(map(str, sorted(lengths)))} entries"
         raise ValueError(message)
@@ -59,8 +62,10 @@ def copy_column(frame: Any, name: str, target: Any, n_rows: int) -> None:
     tahoe.errors.InputError
         If it is damaged, or holds what zarr cannot.
     """
-    with reading(f"the column {name!r}"):
-        _check_length(frame[name], n_rows)
+    with explain_read_errors(f"the column {name!r}"):
+        if (length := length_of(frame[name])) != n_rows:
+            message = f"it has {length} rows, and obs has {n_rows}"
+            raise ValueError(message)
         categories = _old_categories(frame, name)
     if categories is None:
         copy_element(frame[name], target, name)
@@ -70,15 +75,6 @@ def copy_column(frame: Any, name: str, target: Any, n_rows: int) -> None:
     group.attrs.update({**_encoding("categorical"), "ordered": is_ordered})
     copy_element(frame[name], group, "codes")
     copy_element(categories, group, "categories")
-
-
-def _check_length(column: Any, n_rows: int) -> None:
-    if not hasattr(column, "dtype"):
-        for part in {"codes", "values", "mask"} & set(column):
-            _check_length(column[part], n_rows)
-    elif column.shape != (n_rows,):
-        message = f"{column.name} has the shape {column.shape}, and there are {n_rows} rows; the file is damaged"
-        raise InputError(message)
 
 
 def _old_categories(frame: Any, name: str) -> Any:
@@ -104,13 +100,13 @@ def copy_element(element: Any, target: Any, name: str) -> None:
     except (TypeError, ValueError) as error:
         message = (
             f"{element.name} is a column of {element.dtype}, which zarr cannot hold ({str(error).partition('. ')[0]});"
-            " leave the columns away, or take this one out of the file"
+            " omit keep_metadata, or take this one out of the file"
         )
         raise InputError(message) from error
     if not shape:
         copied[...] = rows[()]
     for start in range(0, shape[0] if shape else 0, size):
-        with reading(element.name):
+        with explain_read_errors(element.name):
             piece = rows[start : start + size]
         copied[start : start + size] = piece
 

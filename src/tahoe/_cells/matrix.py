@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from tahoe._cells.rows import BLOCK_CELLS, by_rows, in_file, is_lazy, row_blocks
-from tahoe._cells.sparse_checks import reading
+from tahoe._cells.sparse_checks import explain_read_errors
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,13 +27,57 @@ NO_REMEDY = "Pass layer= or use_raw= to point to such a matrix, or load the coun
 
 
 @dataclass(frozen=True)
+class Slot:
+    """Which matrix of an AnnData: X, one of its layers, or that of raw."""
+
+    kind: str
+    """``X``, ``layers`` or ``raw``."""
+    name: str = ""
+    """Of the layer."""
+
+    def __str__(self) -> str:
+        """As a user would write it; the provenance has it so."""
+        return {"X": "X", "raw": "raw.X"}.get(self.kind, f'layers["{self.name}"]')
+
+    @classmethod
+    def from_text(cls, text: str) -> Slot:
+        """The slot that the provenance of a result names."""
+        before, after = 'layers["', '"]'
+        if text.startswith(before) and text.endswith(after):
+            return cls("layers", text.removeprefix(before).removesuffix(after))
+        if text not in ("X", "raw.X"):
+            message = f"{text!r} is no matrix of an AnnData; there are X, raw.X and layers[...]"
+            raise InputError(message)
+        return cls(text.removesuffix(".X"))
+
+    @property
+    def how_to_read(self) -> str:
+        """What to pass to a verb so that it reads this matrix."""
+        if self.kind == "layers":
+            return f'pass layer="{self.name}"'
+        # functions that write to the columns of X cannot read those of raw
+        in_raw = "pass use_raw=True, or, to a function without use_raw=, adata.raw.to_adata()"
+        return in_raw if self.kind == "raw" else "omit layer= and use_raw="
+
+    def values(self, adata: AnnData) -> Any:
+        """The matrix itself."""
+        if self.kind == "layers":
+            return adata.layers[self.name]
+        return adata.raw.X if self.kind == "raw" else adata.X
+
+    def matrix(self, adata: AnnData) -> Matrix:
+        """The matrix with its genes, not checked."""
+        var = adata.raw.var if self.kind == "raw" else adata.var
+        return Matrix(self.values(adata), in_memory(var), self, adata)
+
+
+@dataclass(frozen=True)
 class Matrix:
     """One expression matrix of an AnnData, with the genes that its columns stand for."""
 
     values: Any
     var: pd.DataFrame
-    slot: str
-    """Where it lies, as a user would write it: ``X``, ``layers["counts"]``, ``raw.X``."""
+    slot: Slot
     adata: AnnData
 
     @property
@@ -57,11 +101,11 @@ class Matrix:
 
     def check(self, block: sparse.csr_array, used: np.ndarray) -> None:
         """Refuse rows whose values in the used columns will not do."""
-        check_values(block, used, self.slot, lambda: self.remedy(used))
+        check_values(block, used, str(self.slot), lambda: self.remedy(used))
 
     @cached_property
     def _by_rows(self) -> Any:
-        return by_rows(self.values, self.slot)
+        return by_rows(self.values, str(self.slot))
 
     @cached_property
     def totals(self) -> np.ndarray:
@@ -92,9 +136,9 @@ class Matrix:
 
     def remedy(self, used: np.ndarray | None = None) -> str:
         """Say which other matrix would do, by a look at the first rows of each."""
-        for matrix, how in _others(self):
-            if _would_do(matrix, used if matrix.slot != "raw.X" else None):
-                return f"{matrix.slot} would do: {how}."
+        for slot in slots_of(self.adata):
+            if slot != self.slot and _first_rows_fit(slot.matrix(self.adata), used if slot.kind != "raw" else None):
+                return f"{slot} would do: {slot.how_to_read}."
         return NO_REMEDY
 
 
@@ -115,20 +159,15 @@ def choose_matrix(adata: AnnData, *, layer: str | None = None, use_raw: bool = F
         message = f"layers[{layer!r}] does not exist; adata.layers has {present}"
         raise InputError(message)
     if use_raw and adata.raw is None:
-        message = "use_raw=True, but adata.raw is None; leave use_raw away to use adata.X"
+        message = "use_raw=True, but adata.raw is None; omit use_raw to use adata.X"
         raise InputError(message)
-    slot = f'layers["{layer}"]' if layer is not None else "raw.X" if use_raw else "X"
-    with reading(slot, adata.isbacked):  # of a view, scipy must take the part now
-        if layer is not None:
-            matrix = Matrix(adata.layers[layer], in_memory(adata.var), slot, adata)
-        elif use_raw:
-            matrix = Matrix(adata.raw.X, in_memory(adata.raw.var), slot, adata)
-        else:
-            matrix = Matrix(adata.X, in_memory(adata.var), slot, adata)
+    slot = Slot("layers", layer) if layer is not None else Slot("raw" if use_raw else "X")
+    with explain_read_errors(str(slot), adata.isbacked):  # of a view, scipy must take the part now
+        matrix = slot.matrix(adata)
     if matrix.values is None:
         message = f"adata.X is None. {matrix.remedy()}"
         raise InputError(message)
-    with reading(slot, adata.isbacked):
+    with explain_read_errors(str(slot), adata.isbacked):
         _refuse_shape(matrix)
         readable = _is_readable(matrix)
     if not readable:
@@ -146,6 +185,13 @@ def in_memory(frame: Any) -> pd.DataFrame:
 def named_layers(adata: AnnData) -> list[str]:
     """Layers that `layer=` can name; from anndata 0.13 on, ``layers[None]`` is X once more."""
     return [name for name in adata.layers if isinstance(name, str)]
+
+
+def slots_of(adata: AnnData) -> list[Slot]:
+    """The matrices that an AnnData has; layers called counts first: where several would do, counts are the safest."""
+    layers = sorted(named_layers(adata), key=lambda name: "count" not in name.lower())
+    slots = [Slot("layers", name) for name in layers] + [Slot("raw")] * (adata.raw is not None)
+    return slots + [Slot("X")] * (adata.X is not None)
 
 
 def one_column(frame: pd.DataFrame, key: str, slot: str) -> pd.Series:
@@ -212,37 +258,6 @@ def describe_invalid_values(block: sparse.csr_array, used: np.ndarray | None = N
     return "hardly a zero, as imputed or smoothed data has" if _is_dense(values, block.shape[0], n_genes) else ""
 
 
-def selected_genes(matrix: Matrix, mask_var: str | np.ndarray | None) -> np.ndarray:
-    """Which columns `mask_var` selects, as booleans."""
-    n_genes = len(matrix.var)
-    if mask_var is None:
-        return np.ones(n_genes, dtype=bool)
-    if isinstance(mask_var, str) and mask_var not in matrix.var:
-        present = ", ".join(map(repr, matrix.var)) or "no column"
-        message = f"mask_var={mask_var!r} is not a column of var, which has {present}"
-        raise InputError(message)
-    name = f"var[{mask_var!r}]" if isinstance(mask_var, str) else "mask_var"
-    given = one_column(matrix.var, mask_var, "var") if isinstance(mask_var, str) else mask_var
-    if isinstance(given, pd.Series) and not given.index.equals(matrix.var.index):
-        message = f"{name} is a Series with another index than var; pass mask_var[adata.var_names], or its values"
-        raise InputError(message)
-    if pd.isna(given).any():
-        message = f"{name} has missing values; fill them with True or False"
-        raise InputError(message)
-    mask = np.asarray(given)
-    if mask.dtype == object and set(mask.tolist()) <= {True, False}:
-        mask = mask.astype(bool)
-    if mask.dtype != bool or mask.shape != (n_genes,) or not mask.any():
-        seen = (
-            f"{mask.dtype} of shape {mask.shape}"
-            if mask.dtype != bool or mask.ndim != 1
-            else f"{mask.sum()} of {len(mask)}"
-        )
-        message = f"{name} is {seen}; it must be {n_genes} booleans, one for each gene, not all of them False"
-        raise InputError(message)
-    return mask
-
-
 def _is_dense(values: np.ndarray, n_cells: int, n_genes: int) -> bool:
     if n_cells < LEAST_CELLS or n_genes < LEAST_GENES or len(values) < DENSE_SHARE * n_cells * n_genes:
         return False
@@ -254,27 +269,13 @@ def _is_readable(matrix: Matrix) -> bool:
     return dtype is not None and np.dtype(dtype).kind in "biuf"
 
 
-def _would_do(matrix: Matrix, used: np.ndarray | None = None) -> bool:
+def _first_rows_fit(matrix: Matrix, used: np.ndarray | None = None) -> bool:
     """Whether the first rows can be read and are fit for the model."""
     try:
-        with reading(matrix.slot):
+        with explain_read_errors(str(matrix.slot)):
             if 0 in matrix.values.shape or not _is_readable(matrix):
                 return False
         block = next(matrix.blocks())
         return block.nnz > 0 and not describe_invalid_values(block, used)
     except InputError:
         return False
-
-
-def _others(matrix: Matrix) -> Iterator[tuple[Matrix, str]]:
-    """The other matrices of the same AnnData, and how to ask for each."""
-    adata = matrix.adata
-    # layers called counts first: where several would do, counts are the safest
-    for layer in sorted(named_layers(adata), key=lambda name: "count" not in name.lower()):
-        yield Matrix(adata.layers[layer], adata.var, f'layers["{layer}"]', adata), f'pass layer="{layer}"'
-    if adata.raw is not None:
-        # functions that write to the columns of X cannot read those of raw
-        how = "pass use_raw=True, or, to a function without use_raw=, adata.raw.to_adata()"
-        yield Matrix(adata.raw.X, adata.raw.var, "raw.X", adata), how
-    if adata.X is not None:
-        yield Matrix(adata.X, adata.var, "X", adata), "leave layer= and use_raw= away"

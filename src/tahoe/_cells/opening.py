@@ -12,7 +12,7 @@ import h5py
 import zarr
 from zarr.errors import ContainsArrayError, NodeNotFoundError
 
-from tahoe._cells.file import Source
+from tahoe._cells.file import CellFile
 from tahoe._cells.objects import check_path
 from tahoe._cells.tenx import TenX, is_tenx
 from tahoe.errors import InputError
@@ -27,22 +27,22 @@ MARKS = ("zarr.json", ".zgroup")
 
 
 @contextmanager
-def open_source(path: str | os.PathLike[str]) -> Iterator[Source]:
+def open_source(path: str | os.PathLike[str]) -> Iterator[CellFile]:
     """Open an h5ad file, a zarr store (a folder or a zip archive) or a 10x matrix, here or behind a URL of fsspec.
 
-    What a file is decides its content, not its name.
+    The content of a file says what it is, not its name.
 
     Raises
     ------
     tahoe.errors.InputError
-        If there is no such file, if it cannot be read, is truncated, or something else: with what it is, as far as it
-        can be told, and how to go on.
+        If there is no such file, if it cannot be read, is truncated, or something else: with what it is, as far as that
+        can be seen, and how to go on.
     """
     check_path("source", path)
     name = os.fsdecode(path)
     with ExitStack() as stack:
         root = _open_url(name, stack) if "://" in name else _open_here(name, stack)
-        yield TenX(root, name) if is_tenx(root) else Source(root, name)
+        yield TenX(root, name) if is_tenx(root) else CellFile(root, name)
 
 
 def _open_here(name: str, stack: ExitStack) -> Any:
@@ -72,9 +72,8 @@ def _not_there(place: Path) -> str:
 
 def _open_hdf5(name: str, head: bytes, file: Any, stack: ExitStack) -> h5py.File:
     """Open HDF5, by its name or as a file object, unless its first bytes say that it is something else."""
-    told = of_file(head, name)
-    if told:
-        raise InputError(told)
+    if seen := of_file(head, name):
+        raise InputError(seen)
     try:
         return stack.enter_context(h5py.File(file, "r"))
     except OSError as error:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
-from tahoe._cells.sparse_checks import check_indices, check_rows, check_structure, reading
+from tahoe._cells.sparse_checks import check_indices, check_rows, check_structure, explain_read_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +33,7 @@ def _is_array(values: Any) -> bool:
 
 def by_rows(values: Any, slot: str = "a chunk of the matrix") -> Any:
     """Check a sparse matrix, and turn it if it is not CSR, since each slice would cost a pass over the whole of it."""
-    with reading(slot, not _is_array(values)):
+    with explain_read_errors(slot, not _is_array(values)):
         check_structure(values, slot)
         if not sparse.issparse(values):
             return values
@@ -54,7 +54,7 @@ def row_blocks(values: Any, start: int, stop: int) -> Iterator[sparse.csr_array]
         return
     for first in range(start, stop, BLOCK_CELLS):
         last = min(first + BLOCK_CELLS, stop)
-        with reading(f"rows {first} to {last - 1}", not _is_array(values)):
+        with explain_read_errors(f"rows {first} to {last - 1}", not _is_array(values)):
             rows = _read(values, first, last)
         yield canonical_csr(rows)
 
@@ -99,7 +99,7 @@ def _chunks(values: Any, start: int, stop: int) -> Iterator[Any]:
     first = 0
     for number, n_rows in enumerate(values.chunks[0]):
         if first < stop and first + n_rows > start:
-            with reading(f"the chunk of rows {first} to {first + n_rows - 1}"):
+            with explain_read_errors(f"the chunk of rows {first} to {first + n_rows - 1}"):
                 chunk = values.blocks[number].compute()
             yield by_rows(chunk)[max(start - first, 0) : stop - first]
         first += n_rows

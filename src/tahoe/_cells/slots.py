@@ -1,30 +1,22 @@
-"""The slots of an AnnData: look up what arguments point to, write results, record where they come from."""
+"""The slots of an AnnData: look up what arguments point to, and write results."""
 
 from __future__ import annotations
 
 import difflib
-import warnings
-from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from tahoe._cells.matrix import in_memory, one_column
-from tahoe._genes.mapping import are_genes, gene_columns, map_genes, own_ids_first, usable_totals
-from tahoe.errors import GeneError, InputError, TahoeWarning
+from tahoe.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from anndata import AnnData
 
-    from tahoe._cells.matrix import Matrix
     from tahoe._genes.mapping import GeneMapping
-    from tahoe.model import TahoeModel
-
-# No annotation has so many: names of more cells are not looked at.
-MOST_GENES = 200_000
 
 
 def groups_of(adata: AnnData, groupby: str | None) -> tuple[np.ndarray, list[str]]:
@@ -100,28 +92,6 @@ def row_of(adata: AnnData, cell: str | int) -> int:
     return int(cell)
 
 
-def check_key(adata: AnnData, key: str, *slots: tuple[str, str]) -> None:
-    """Check the name of a result, and warn of what its slots hold that is not known to be ours.
-
-    These slots, and ``uns[key]``, will be overwritten, as scanpy does. The record in ``uns`` tells what is ours;
-    anndata.concat drops it.
-    """
-    check_name(key)
-    record = adata.uns.get(key)
-    if isinstance(record, Mapping) and "tahoe_version" in record:
-        return
-    # a name that begins with "tahoe_" is nobody else's, as in an AnnData made from the obs of another
-    named = [(slot, name) for slot, name in (*slots, ("uns", key)) if not name.startswith("tahoe_")]
-    taken = [f"{slot}[{name!r}]" for slot, name in named if name in getattr(adata, slot)]
-    if taken:
-        message = (
-            f"{' and '.join(taken)} will be overwritten, and uns[{key!r}] has no record that tahoe wrote what is there;"
-            " to keep it, pass another key_added"
-        )
-        # check_key, the verb, its caller
-        warnings.warn(message, TahoeWarning, stacklevel=3)
-
-
 def check_name(key: str) -> None:
     """Refuse what cannot be the name of a result."""
     if not isinstance(key, str) or not key or "/" in key or key == "tahoe_genes":
@@ -160,111 +130,6 @@ def slot_names(key: str, groups: Sequence[str], groupby: str | None, *, taken: s
     return names
 
 
-def organism_of(adata: AnnData) -> str:
-    """Whose genes the columns are, as far as an earlier mapping tells."""
-    return _asked_before(adata, "organism", "human")
-
-
-def _asked_before(adata: AnnData, name: str, default: str) -> str:
-    """What an earlier mapping was asked for."""
-    report = adata.uns.get("tahoe_genes")
-    return report.get(name, default) if isinstance(report, Mapping) else default
-
-
-def genes_are_rows(adata: AnnData, organism: str) -> str:
-    """Hint that the matrix lies on its side, "" if the cells do not have the names of genes."""
-    if adata.n_obs > MOST_GENES or not are_genes(adata.obs_names, organism):
-        return ""
-    return "adata.obs_names are the names of genes: the matrix has genes as rows; pass the transposed one, adata.T"
-
-
-@contextmanager
-def looking_at_rows(adata: AnnData, organism: str) -> Iterator[None]:
-    """Say with an error about the genes if the cells have their names."""
-    try:
-        yield
-    except GeneError as error:
-        hint = genes_are_rows(adata, organism)
-        if not hint:
-            raise
-        message = f"{error} {hint}"
-        raise GeneError(message) from error
-
-
-def mapped_genes(
-    adata: AnnData, matrix: Matrix, used: np.ndarray, **how: str | None
-) -> tuple[np.ndarray, np.ndarray, GeneMapping | None]:
-    """Ensembl id of each column, which columns are to be added to another one, and the mapping if it had to be made.
-
-    A mapping that is there is taken, unless `how` asks for another by ``gene_key``, ``organism`` or ``duplicates``.
-    Only the `used` columns must be mapped in it, and they keep a gene before the others in a new one.
-    """
-    asked = {name: value for name, value in how.items() if value is not None}
-    if "tahoe_gene" in matrix.var and not asked:
-        try:
-            return *_genes_as_mapped(matrix.var, used), None
-        except InputError:
-            if matrix.slot != "raw.X":  # which no call maps again
-                raise
-    totals = matrix.totals if usable_totals(matrix.totals) is not None else np.where(used, matrix.totals, 0)
-    asked = {"organism": organism_of(adata), "duplicates": _asked_before(adata, "duplicates", "best"), **asked}
-    with looking_at_rows(adata, asked["organism"]):
-        mapping = map_genes(matrix.var, totals, **asked, preferred=used)
-    mapping.report["counts_from"] = matrix.slot
-    if mapping.report["contradiction"]:
-        # mapped_genes, read_inputs, the verb, its caller
-        warnings.warn(mapping.report["contradiction"], TahoeWarning, stacklevel=4)
-    return mapping.gene, np.asarray(mapping.match == "summed"), mapping
-
-
-def genes_of_model(
-    adata: AnnData, matrix: Matrix, genes: np.ndarray, mapping: GeneMapping | None, vocabulary: Container[str]
-) -> np.ndarray:
-    """The gene of each column as one model knows it; `mapping` is the one that was just made, if it was."""
-    match: Any
-    if mapping is not None:
-        match, key = mapping.match, mapping.report["gene_key"]
-    else:
-        key = _asked_before(adata, "gene_key", "var_names")
-        # without it the mapping is the user's own, and taken as it is
-        match = matrix.var.get("tahoe_match", None)
-    names = matrix.var.index if key == "var_names" else matrix.var.get(key, None)
-    if match is None or names is None or names.ndim > 1:
-        return genes
-    return own_ids_first(genes, np.asarray(match, dtype=str), names, lambda: matrix.totals, vocabulary)
-
-
-def _genes_as_mapped(var: pd.DataFrame, used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The genes of an earlier mapping, and which columns it adds to another one of the same gene."""
-    column = one_column(var, "tahoe_gene", "var")
-    again = 'call tahoe.pp.map_genes(adata) again, or pass duplicates="best" to tahoe.embed_file'
-    missing = int((column.isna() & used).sum())
-    if missing:
-        message = (
-            f'var["tahoe_gene"] is missing for {missing} of {len(column)} genes, as after anndata.concat(join="outer");'
-            f" {again}. A column that is to have no gene has an empty string, ''"
-        )
-        raise InputError(message)
-    genes = column.astype(object).where(column.notna(), "").astype(str)
-    elsewhere = ~gene_columns(var).are_genes & (genes != "")
-    if not set(genes[elsewhere]) <= set(genes[used]):
-        message = (
-            f'var["tahoe_gene"] has genes for {elsewhere.sum()} columns that are not gene expression, as if they had'
-            f" been mapped before that was known; {again}"
-        )
-        raise InputError(message)
-    summed = np.asarray(var["tahoe_match"] == "summed") if "tahoe_match" in var else np.zeros(len(var), dtype=bool)
-    own = genes[used & ~summed & (genes != "")]
-    twice = own[own.duplicated()]
-    if len(twice):
-        message = (
-            f'var["tahoe_gene"] has {twice.iloc[0]} in several columns, as after anndata.concat(axis="var"); {again}:'
-            ' that settles which column keeps the gene. duplicates="sum" adds them up'
-        )
-        raise InputError(message)
-    return genes.to_numpy(dtype=object), summed
-
-
 def write(
     adata: AnnData,
     *,
@@ -286,34 +151,6 @@ def write(
     for name, content in slots.items():
         for key, value in (content or {}).items():
             getattr(adata, name)[key] = value
-
-
-def provenance(model: TahoeModel, matrix: Matrix, **parameters: Any) -> dict[str, Any]:
-    """What is needed to repeat a result, as plain values that survive h5ad and zarr; None is left out."""
-    from tahoe.model.cpu.linear import rounded_to
-
-    record = {
-        "tahoe_version": version("tahoe-anndata"),
-        "model": model.name,
-        "model_revision": model.revision,
-        "model_folder": str(model.folder.resolve()) if model.folder and not model.is_registered else None,
-        "model_sha256": model.weights_sha256,
-        "vocabulary_sha256": model.vocabulary.sha256,
-        "device": str(model.device),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "float32_rounded_to": rounded_to(model.device) if model.dtype.itemsize == 4 else None,
-        "attention": model.attention,
-        "input": matrix.slot,
-        "n_cells": matrix.n_cells,
-        **parameters,
-        "versions": [f"{name} {version(name)}" for name in ("anndata", "numpy", "scipy", "torch")],
-    }
-    return {key: value for key, value in record.items() if value is not None}
-
-
-def add_to_record(adata: AnnData, key: str, **more: Any) -> None:
-    """Add to the provenance of a result what only the caller of a verb knows."""
-    adata.uns[key] = {**adata.uns[key], **more}
 
 
 def _listed(names: Any) -> str:

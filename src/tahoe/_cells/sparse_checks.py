@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def reading(what: str, in_file: bool = True) -> Iterator[None]:
+def explain_read_errors(what: str, in_file: bool = True) -> Iterator[None]:
     """Turn whatever a library raises where it cannot read into an error that says what was read, and what helps."""
     try:
         yield

@@ -10,10 +10,12 @@ from typing import Any
 
 import h5py
 import pandas as pd
+from anndata import AnnData
+from scipy import sparse
 
 from tahoe._cells.elements import copy_element
-from tahoe._cells.file import Source
-from tahoe._cells.sparse_checks import reading
+from tahoe._cells.file import CellFile
+from tahoe._cells.sparse_checks import explain_read_errors
 from tahoe.errors import InputError
 
 # Cell Ranger 2 has these beside the matrix; later versions have a group of features.
@@ -32,31 +34,33 @@ class _ByRows:
         self.dtype = group["data"].dtype
 
 
-class TenX(Source):
+class TenX(CellFile):
     """The matrix of such a file, its barcodes as cells and its features as genes, as `scanpy.read_10x_h5` has them."""
 
     def __init__(self, root: h5py.File, path: str) -> None:
-        self.root, self.path = root, path
+        self.path = path
         self.group = _group(root, path)
-        self.layers, self.uns = {}, {}
-        with reading("the barcodes"):
-            self._n_obs = int(self.group["barcodes"].shape[0])
-
-    @property
-    def n_obs(self) -> int:
-        """How many cells there are."""
-        return self._n_obs
+        self.layers, self.uns, self.raw = {}, {}, None
+        with explain_read_errors("X"):
+            self.X = _ByRows(self.group)
+        with explain_read_errors("the barcodes"):
+            self.n_obs = int(self.group["barcodes"].shape[0])
 
     @cached_property
     def obs(self) -> pd.DataFrame:
         """The barcodes; such a file says nothing else of the cells."""
-        with reading("the barcodes"):
+        with explain_read_errors("the barcodes"):
             return pd.DataFrame(index=_text(self.group["barcodes"]))
+
+    @property
+    def obs_names(self) -> pd.Index:
+        """The barcodes."""
+        return self.obs.index
 
     @cached_property
     def var(self) -> pd.DataFrame:
         """The genes, by symbol, with their ids and whatever else the file says of them."""
-        with reading("the features"):
+        with explain_read_errors("the features"):
             if "features" not in self.group:
                 return pd.DataFrame({"gene_ids": _text(self.group["genes"])}, index=_text(self.group["gene_names"]))
             features = self.group["features"]
@@ -64,33 +68,15 @@ class TenX(Source):
             known = {column: _text(features[key]) for key, column in columns.items() if key in features}
             return pd.DataFrame(known, index=_text(features["name"]))
 
-    @property
-    def X(self) -> Any:
-        """The counts, not read yet."""
-        with reading("X"):
-            return _ByRows(self.group)
-
-    @property
-    def raw(self) -> None:
-        """There is no other matrix."""
-        return None
-
-    def values(self, slot: str) -> Any:
-        """The matrix."""
-        return self.X
-
-    def copy_obs(self, target: Any, columns: bool, without: str) -> list[str]:
+    def copy_obs(self, target: Any, keep_metadata: bool, without: str) -> list[str]:
         """Copy the barcodes as the index of obs; there are no columns."""
         target.attrs["_index"] = "_index"
         copy_element(self.group["barcodes"], target, "_index")
         return []
 
-    def to_memory(self) -> Any:
+    def to_memory(self) -> AnnData:
         """All of it, as an AnnData."""
-        from anndata import AnnData
-        from scipy import sparse
-
-        with reading(repr(self.path)):
+        with explain_read_errors(repr(self.path)):
             arrays = tuple(self.group[name][:] for name in ("data", "indices", "indptr"))
             matrix = sparse.csr_matrix(arrays, shape=self.X.shape)
         return AnnData(matrix, obs=self.obs, var=self.var)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from tahoe._genes.debris import as_text, tidied
+from tahoe._genes.clean import as_text, clean_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,7 +40,7 @@ class GeneColumns:
 
     are_genes: np.ndarray
     """Whether it takes part."""
-    are_told: np.ndarray
+    are_labelled: np.ndarray
     """Whether it takes part and ``var`` says so: such a column keeps its gene before one of which nothing is said."""
     left_out: str = ""
     """What was left out, in words."""
@@ -58,19 +58,19 @@ def gene_columns(var: pd.DataFrame) -> GeneColumns:
             if _plain(key) == wanted:
                 types, labels = _types(var[key])
                 if np.isin(types, (EXPRESSION_TYPE, OTHER_TYPE)).any():
-                    return _decided(str(key), types, labels)
+                    return _from_labels(str(key), types, labels)
     everything = np.ones(len(var), dtype=bool)
     return GeneColumns(everything, everything)
 
 
-def _decided(key: str, types: np.ndarray, labels: np.ndarray) -> GeneColumns:
+def _from_labels(key: str, types: np.ndarray, labels: np.ndarray) -> GeneColumns:
     has_expression = (types == EXPRESSION_TYPE).any()
-    told = types == EXPRESSION_TYPE if has_expression else types == UNKNOWN_TYPE
-    genes = told | (types == MISSING_TYPE)
+    labelled = types == EXPRESSION_TYPE if has_expression else types == UNKNOWN_TYPE
+    genes = labelled | (types == MISSING_TYPE)
     counts = pd.Series(labels[~genes], dtype=object).value_counts()
     listed = ", ".join(f"{number:,} {label}" for label, number in sorted(counts.items(), key=lambda item: -item[1]))
     left_out = f'var["{key}"] has other features than gene expression, which take no part: {listed}' if listed else ""
-    return GeneColumns(genes, told, left_out)
+    return GeneColumns(genes, labelled, left_out)
 
 
 def _types(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
@@ -81,7 +81,7 @@ def _types(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _type(label: str) -> int:
-    plain = _plain(tidied(label))
+    plain = _plain(clean_name(label))
     known: Iterable[tuple[int, set[str]]] = (
         (MISSING_TYPE, MISSING),
         (EXPRESSION_TYPE, EXPRESSION),

@@ -1,4 +1,4 @@
-"""Gene identifiers: which Ensembl gene each column of a matrix stands for, told offline by name."""
+"""Gene identifiers: which Ensembl gene each column of a matrix stands for, found offline by its name."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from tahoe._genes.clean import as_text
 from tahoe._genes.columns import gene_columns
-from tahoe._genes.debris import as_text
 from tahoe._genes.names import Resolved, find_id, resolve_names
 from tahoe._genes.report import (
     FEW_GENES,
     check_coverage,
     describe,
     in_released_vocabulary,
+    non_negative_totals,
     refuse_unknown,
-    usable_totals,
 )
 from tahoe._genes.table import AMBIGUOUS, DUPLICATE, ENSEMBL, MATCHES, MODALITY, SUMMED, load_table
 from tahoe.errors import GeneError, InputError
@@ -35,9 +35,9 @@ __all__ = [
     "gene_columns",
     "in_released_vocabulary",
     "map_genes",
-    "own_ids_first",
+    "prefer_model_ids",
     "resolve",
-    "usable_totals",
+    "non_negative_totals",
 ]
 
 ORGANISMS = ("human", "mouse")
@@ -68,31 +68,10 @@ def map_genes(
     duplicates: str = "best",
     preferred: np.ndarray | None = None,
 ) -> GeneMapping:
-    """Find the Ensembl gene of each row of `var`.
+    """Find the Ensembl gene of each row of `var`; `tahoe.pp.map_genes` describes the arguments.
 
-    Parameters
-    ----------
-    var
-        The genes, as in ``adata.var``. Rows that are another modality (see `gene_columns`) take no part.
-    totals
-        Sum of each gene over all cells, or `None`. They settle which of several columns keeps a gene, and give the
-        shares of counts in the report; negative or missing values are left out of account.
-    gene_key
-        Column of `var` with the identifiers; `None` takes the index or the column that most genes resolve with.
-    organism
-        ``"human"``, or ``"mouse"`` to go through orthologs.
-    duplicates
-        What becomes of several columns of one gene: ``"best"`` leaves it to one of them, with ``"sum"`` the others are
-        to be added to that one.
-    preferred
-        Which columns keep a gene before all others do, whatever they are called.
-
-    Raises
-    ------
-    tahoe.errors.InputError
-        If `organism` or `duplicates` is unknown, or `gene_key` is not a column.
-    tahoe.errors.GeneError
-        If not a single gene is found.
+    `totals`, the sum of each gene over the cells, settle which of several columns keeps a gene, and give the shares of
+    counts in the report. `preferred` columns keep a gene before all others do, whatever they are called.
     """
     _check_arguments(var, gene_key, organism, duplicates)
     columns = gene_columns(var)
@@ -101,8 +80,8 @@ def map_genes(
         message = f"{columns.left_out}; pass the AnnData or the modality with the RNA"
         raise GeneError(message)
     key, names, resolved, contradiction = _choose_names(var.iloc[inside], gene_key, organism)
-    usable = usable_totals(None if totals is None else np.asarray(totals)[inside])
-    first = columns.are_told if preferred is None else columns.are_told & preferred
+    usable = non_negative_totals(None if totals is None else np.asarray(totals)[inside])
+    first = columns.are_labelled if preferred is None else columns.are_labelled & preferred
     tiers = _settle_duplicates(
         resolved, names, np.zeros(len(names)) if usable is None else usable, first[inside], duplicates
     )
@@ -140,7 +119,7 @@ def resolve(names: Any, organism: str = "human") -> tuple[np.ndarray, np.ndarray
     return _as_ids(resolved.genes), np.array(MATCHES, dtype=object)[resolved.tiers]
 
 
-def own_ids_first(
+def prefer_model_ids(
     genes: np.ndarray,
     match: np.ndarray,
     names: Any,
@@ -150,18 +129,8 @@ def own_ids_first(
     """The gene of each column as one model knows it: an id that stands in its vocabulary is taken as it is.
 
     The tables give a retired id to its successor, which a model made with the old one does not know. The mapping itself
-    belongs to no model, and stays as it is; so do columns that were given another gene by hand.
-
-    Parameters
-    ----------
-    genes, match
-        The mapping: Ensembl id of each column, and how it was found.
-    names
-        What the mapping went by.
-    totals
-        Gives the sums of the columns, which settle which of several keeps an id.
-    vocabulary
-        Genes of the model.
+    belongs to no model, and stays as it is; so do columns that were given another gene by hand. Of several columns with
+    one id, the sums that `totals` gives settle which one keeps it.
     """
     names = as_strings(names)
     by_hand = (genes == "") != np.isin(match, MATCHES[AMBIGUOUS:])

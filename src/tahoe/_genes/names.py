@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tahoe._genes.debris import tidied
+from tahoe._genes.clean import clean_name
 from tahoe._genes.table import AMBIGUOUS, ENSEMBL, MATCHES, ORTHOLOG, RETIRED, SYMBOL, UNMAPPED, GeneTable, load_table
 
 # A stage of repair weighs more than any tier: a name that stands in the table as it is beats every repaired one.
@@ -62,7 +62,7 @@ def resolve_names(names: np.ndarray, organism: str, *, repair: bool = True) -> R
     rows = table.find(names)
     strange = np.flatnonzero(rows < 0)
     names = names.copy()
-    names[strange] = [tidied(name) for name in names[strange]]
+    names[strange] = [clean_name(name) for name in names[strange]]
     rows[strange] = table.find(names[strange])
     resolved = Resolved(
         genes=np.zeros(n_names, dtype=np.int64),
@@ -152,7 +152,7 @@ def _spellings(name: str, organism: str) -> tuple[str, ...]:
     """What a name may have been before files and tools changed it, the likeliest first; "" for nothing new."""
     clean = CHROMOSOME_SUFFIX.sub("", PREFIX[organism].sub("", name, count=1))
     base = UNIQUE_SUFFIX.sub("", clean)
-    tried = (name, clean, _dashed(clean), _clone(clean), _undated(clean), base, _dashed(base), _clone(base))
+    tried = (name, clean, _dashed(clean), _clone(clean), _from_date(clean), base, _dashed(base), _clone(base))
     return tuple(spelling if spelling not in tried[:position] else "" for position, spelling in enumerate(tried))
 
 
@@ -167,7 +167,7 @@ def _clone(name: str) -> str:
     return f"{_dashed(head)}.{tail}" if dot else name
 
 
-def _undated(name: str) -> str:
+def _from_date(name: str) -> str:
     """7-Sep → SEPT7: what Excel makes of a gene. MARCH1 and MARC1 both become 1-Mar, so that is nobody's."""
     date = EXCEL_DATE.fullmatch(name)
     if date is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from tahoe._genes.table import MATCHES, MODALITY, load_table
-from tahoe.errors import GeneError, TahoeWarning
+from tahoe.errors import GeneError, warn
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -142,7 +141,7 @@ def _looks_like(names: np.ndarray, organism: str) -> str:
     if organism == "human" and share["mouse"] > 0.5:
         return 'The names look like mouse genes; pass organism="mouse" to go through orthologs.'
     if organism == "mouse" and share["human"] > 0.5:
-        return 'The names look like human genes; leave organism="mouse" away.'
+        return 'The names look like human genes; omit organism="mouse".'
     hint = f"Is gene_key= the right column, and is this a {organism} data set?"
     if len(present) < FEW_GENES:
         hint += f" With {len(present):,} genes it may be a selection of variable ones: map the genes before selecting."
@@ -169,41 +168,14 @@ def check_coverage(
     warn_below: float = WARN_BELOW,
     refuse_below: float = REFUSE_BELOW,
 ) -> dict[str, Any]:
-    """Check how much of a matrix a model can read.
+    """Check how much of a matrix a model can read, and give the numbers.
 
-    Parameters
-    ----------
-    mapping_gene
-        Ensembl id of each column, "" where it has none: ``GeneMapping.gene`` or ``adata.var["tahoe_gene"]``.
-    totals
-        Sum of each column, or `None`; the shares are then those of the genes, and only warned of.
-    vocabulary_genes
-        The Ensembl ids that the model knows.
-    names
-        What the columns are called, for the message.
-    organism
-        Whose names they were taken for, for the message.
-    warn_below, refuse_below
-        Shares of the counts below which to warn and to refuse; 0 switches either off.
-
-    Returns
-    -------
-    ``n_in_vocabulary``, ``share_in_vocabulary`` (of the counts; only with `totals`), and ``lost``, the most expressed
-    genes that the model does not know: to be added to the report in ``uns``.
-
-    Raises
-    ------
-    tahoe.errors.GeneError
-        If no gene is in the vocabulary, or less than `refuse_below` of the counts.
-
-    Warns
-    -----
-    tahoe.errors.TahoeWarning
-        If less than `warn_below` of the counts is in the vocabulary.
+    Without `totals`, the sums of the columns, shares are those of the genes, and only warned of. `names` and `organism`
+    are for the message.
     """
     gene, names = np.asarray(mapping_gene, dtype=object), np.asarray(names, dtype=object)
     known = _isin(gene, vocabulary_genes)
-    usable = usable_totals(totals)
+    usable = non_negative_totals(totals)
     found: dict[str, Any] = {"n_in_vocabulary": int(known.sum())}
     if usable is not None:
         found["share_in_vocabulary"] = float(usable[known].sum() / usable.sum())
@@ -225,12 +197,11 @@ def check_coverage(
     if not known.any() or (usable is not None and share < refuse_below):
         raise GeneError(message)
     if share < warn_below:
-        # check_coverage, read_inputs, the verb, its caller
-        warnings.warn(message, TahoeWarning, stacklevel=4)
+        warn(message)
     return found
 
 
-def usable_totals(totals: np.ndarray | None) -> np.ndarray | None:
+def non_negative_totals(totals: np.ndarray | None) -> np.ndarray | None:
     """Totals as floats, `None` if shares of them would say nothing: scaled, missing or empty data."""
     if totals is None:
         return None

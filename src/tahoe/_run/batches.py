@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# Most tokens in one forward pass; less where the memory of the device is small.
+# Maximum number of tokens in one forward pass; less where the memory of the device is small.
 TOKEN_BUDGET = {"cuda": 1 << 16, "mps": 1 << 14, "cpu": 1 << 16}
 
 # Entries of a matrix that are tokenised at once, four times the largest budget. A block of cells with many genes has
@@ -91,7 +91,7 @@ class CellBatches:
     max_length: int
     seed: int = 0
     token_budget: int | None = None
-    """Most tokens in one pass; None is what fits the device. Halved when its memory runs out."""
+    """Maximum number of tokens in one pass; None is what fits the device. Halved when its memory runs out."""
     drugs: np.ndarray | None = None
     """Drug of each cell."""
     first_cell: int = 0
@@ -199,9 +199,9 @@ def embed_cells(model: TahoeModel, cells: CellBatches, *, normalize: bool = True
     return _unit_length(embeddings) if normalize else embeddings, n_genes
 
 
-def check_finite(vectors: np.ndarray, first: int, model: TahoeModel) -> None:
+def check_finite(embeddings: np.ndarray, first: int, model: TahoeModel) -> None:
     """Refuse what a network never gives unless its weights are damaged or its precision overflows."""
-    if np.isfinite(vectors).all():
+    if np.isfinite(embeddings).all():
         return
     dtype = str(model.dtype).removeprefix("torch.")
     message = (
@@ -211,6 +211,6 @@ def check_finite(vectors: np.ndarray, first: int, model: TahoeModel) -> None:
     raise ModelError(message)
 
 
-def _unit_length(vectors: np.ndarray) -> np.ndarray:
-    lengths = torch.linalg.vector_norm(torch.from_numpy(vectors), dim=1, keepdim=True).clamp(min=1e-12)
-    return vectors / lengths.numpy()
+def _unit_length(embeddings: np.ndarray) -> np.ndarray:
+    lengths = torch.linalg.vector_norm(torch.from_numpy(embeddings), dim=1, keepdim=True).clamp(min=1e-12)
+    return embeddings / lengths.numpy()

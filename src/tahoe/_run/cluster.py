@@ -71,7 +71,7 @@ class ModelReference:
                         " that was loaded, or this machine has other files there; load it again, or save it elsewhere"
                     )
                     raise ModelError(message)
-                # what lay there before is not asked for any more
+                # what lay in that folder before is not needed any more
                 for older in [each for each in _loaded if replace(each, fingerprint=self.fingerprint) == self]:
                     del _loaded[older]
                 _loaded[self] = loaded
@@ -95,7 +95,7 @@ def _plain(value: Any) -> str | None:
 
 @dataclass(frozen=True)
 class EmbeddingTask:
-    """How cells become vectors: all that a worker needs beside the cells."""
+    """How cells become embeddings: all that a worker needs beside the cells."""
 
     model: ModelReference
     column_tokens: np.ndarray
@@ -128,7 +128,7 @@ class EmbeddingTask:
     def embed(
         self, blocks: Iterator[sparse.csr_array], start: int, stop: int, bar: tqdm | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors of the cells, and how many genes of the vocabulary each expresses."""
+        """Embeddings of the cells, and how many genes of the vocabulary each expresses."""
         return embed_cells(self.model.load(), self.cell_batches(blocks, start, stop, bar), normalize=self.normalize)
 
     def _checked(self, blocks: Iterator[sparse.csr_array]) -> Iterator[sparse.csr_array]:
@@ -155,7 +155,7 @@ def resolve_on(client: Any, reference: ModelReference) -> ModelReference:
 
 
 def embed_lazily(values: Any, task: EmbeddingTask, width: int) -> Any:
-    """Dask array of the vectors (cells, width), one chunk for each chunk of cells; computed when it is asked for."""
+    """Dask array of the embeddings (cells, width), one chunk for each chunk of cells; computed when it is asked for."""
     import dask
 
     values = values.rechunk({1: -1})

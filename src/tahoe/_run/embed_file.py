@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +16,11 @@ from tahoe._cells.slots import check_name
 from tahoe._run.cluster import EmbeddingTask, cluster
 from tahoe._run.embed_whole import embed_whole
 from tahoe._run.inputs import Inputs, check_at_least, read_inputs
-from tahoe._run.lock import sole_run
+from tahoe._run.lock import lock_output
 from tahoe._run.parameters import document_parameters
+from tahoe._run.provenance import with_slots
 from tahoe._run.shards import Store
-from tahoe.errors import InputError, TahoeError, TahoeWarning
+from tahoe.errors import InputError, TahoeError, warn
 from tahoe.model.causes import first_line, why_not_written
 from tahoe.settings import settings
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
+    from tahoe._cells.matrix import Slot
     from tahoe.model import TahoeModel
 
 log = logging.getLogger(__name__)
@@ -48,9 +49,9 @@ def embed_file(
     gene_key: str | None = None,
     organism: str | None = None,
     duplicates: str | None = None,
-    columns: bool = False,
+    keep_metadata: bool = False,
     stored_dtype: str = "float32",
-    shard_cells: int = 4096,
+    cells_per_shard: int = 4096,
     resume: bool = False,
     client: Any = None,
     layer: str | None = None,
@@ -86,14 +87,14 @@ def embed_file(
         given, genes that `source` has mapped already are taken as they are.
     duplicates
         ``"best"`` or ``"sum"``, as for `tahoe.pp.map_genes`.
-    columns
-        Carry the columns of ``obs`` and ``var`` along. Their indexes always are.
+    keep_metadata
+        Copy the columns of ``obs`` and ``var`` too. Their indexes always are.
     stored_dtype
         ``"float32"``, or ``"float16"`` for half the size, which moves a coordinate by less than 0.05 % of itself.
-    shard_cells
+    cells_per_shard
         Cells in a shard: what a killed run loses at most, for each process that computes.
     resume
-        Go on with a run that did not end. It must have had the same input, model and parameters.
+        Go on with a run that did not end, which must have had the same input, model and parameters.
     client
         Client of a ``dask.distributed`` cluster, whose workers take the shards. `None` takes the current client, if
         there is one, else this process does all. Workers must see `source`, `output` and the model by the same paths.
@@ -144,37 +145,35 @@ def embed_file(
     check_path("source", source)
     check_path("output", output)
     check_name(key_added)
-    check_at_least(max_length=(max_length, 2), shard_cells=(shard_cells, 1))
+    check_at_least(max_length=(max_length, 2), cells_per_shard=(cells_per_shard, 1))
     target = Path(output).absolute()
     _check_output(Path(output), stored_dtype, resume)
     what: dict[str, Any] = {"layer": layer, "use_raw": use_raw, "mask_var": mask_var, "min_coverage": min_coverage}
-    what |= {"gene_key": gene_key, "organism": organism, "duplicates": duplicates, "drug_key": drug_key, "drugs": drugs}
+    what |= {"drug_key": drug_key, "drugs": drugs}
+    mapping: dict[str, Any] = {"gene_key": gene_key, "organism": organism, "duplicates": duplicates}
+    mapping = {name: value for name, value in mapping.items() if value is not None}
     where: dict[str, Any] = {"device": device, "dtype": dtype}
     how: dict[str, Any] = {"max_length": max_length, "normalize": normalize, "seed": seed}
     if target.suffix.lower() == ".h5ad":
-        of_stores = {"columns": columns, "resume": resume, "client": client is not None}
-        _refuse_for_h5ad(of_stores | {"stored_dtype": stored_dtype != "float32", "shard_cells": shard_cells != 4096})
-        embed_whole(source, target, model, key_added=key_added, **what, **where, **how)
+        of_stores = {"keep_metadata": keep_metadata, "resume": resume, "client": client is not None}
+        of_stores |= {"stored_dtype": stored_dtype != "float32", "cells_per_shard": cells_per_shard != 4096}
+        _refuse_for_h5ad(of_stores)
+        embed_whole(source, target, model, key_added=key_added, mapping=mapping, **what, **where, **how)
         return
-    with open_source(source) as opened, sole_run(target):
-        inputs = read_inputs(opened, model, **what, **where, client=client or cluster())
+    with open_source(source) as opened, lock_output(target):
+        inputs = read_inputs(opened, model, **mapping, **what, **where, client=client or cluster())
         width = inputs.model.config.d_model
-        store = Store(target, key_added, opened.n_obs, width, stored_dtype, shard_cells)
-        record = inputs.record(**how)
+        store = Store(target, key_added, opened.n_obs, width, stored_dtype, cells_per_shard)
         work = Work(absolute(opened.path), inputs.matrix.slot, inputs.task(**how), store)
-        record["source"] = work.source
-        record |= {} if gene_key is None else {"gene_key": gene_key}
-        record |= {} if organism is None else {"organism": organism}
-        record |= {} if duplicates is None else {"duplicates": duplicates}
+        record = inputs.record(**how, **mapping, source=work.source)
+        record = with_slots(record, obsm=[key_added], obs=[store.n_genes_name])
         store.begin(_fingerprint(work, inputs, record), resume)
-        store.describe(opened, _var(inputs, columns), _uns(inputs, key_added, record), columns)
+        store.describe(opened, _var(inputs, keep_metadata), _uns(inputs, key_added, record), keep_metadata)
         work.all(inputs.client)
         n_empty = store.finish()
     if n_empty:
-        message = (
-            f"{n_empty} of {store.n_cells} cells express no gene of the model's vocabulary; their embeddings are NaN"
-        )
-        warnings.warn(message, TahoeWarning, stacklevel=2)
+        message = f"{n_empty} of {store.n_cells} cells express no gene of the vocabulary; their embeddings are NaN"
+        warn(message)
 
 
 @dataclass(frozen=True)
@@ -182,7 +181,7 @@ class Work:
     """What is to be done with each shard; a worker gets it by value, and reads and writes files by itself."""
 
     source: str
-    slot: str
+    slot: Slot
     task: EmbeddingTask
     store: Store
 
@@ -191,7 +190,7 @@ class Work:
         start, stop = self.store.rows(shard)
         if not self.store.has(shard):
             with open_source(self.source) as source:
-                blocks = row_blocks(source.values(self.slot), start, stop)
+                blocks = row_blocks(self.slot.values(source), start, stop)
                 self.store.write(shard, *self.task.embed(blocks, start, stop, bar))
         return stop - start
 
@@ -275,15 +274,15 @@ def _fingerprint(work: Work, inputs: Inputs, record: dict[str, Any]) -> dict[str
         **identity(work.source),
         "key_added": store.key,
         "stored_dtype": store.dtype,
-        "shard_cells": store.shard_cells,
+        "cells_per_shard": store.cells_per_shard,
     }
 
 
-def _var(inputs: Inputs, columns: bool) -> pd.DataFrame:
+def _var(inputs: Inputs, keep_metadata: bool) -> pd.DataFrame:
     """Genes of the store, with their mapping."""
     var = inputs.matrix.var
     mapped = [name for name in ("tahoe_gene", "tahoe_match") if name in var]
-    var = var.copy() if columns else var[mapped].copy()
+    var = var.copy() if keep_metadata else var[mapped].copy()
     # no key of a store may have a slash
     var.index.name = None if var.index.name is None else str(var.index.name).replace("/", "_")
     if inputs.mapping is not None:

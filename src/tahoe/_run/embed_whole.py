@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from tahoe._cells.file import absolute
 from tahoe._cells.opening import open_source
-from tahoe._cells.slots import add_to_record
 from tahoe._run.embed import embed_in_place
 from tahoe._run.inputs import read_inputs
-from tahoe._run.lock import sole_run
-from tahoe._run.shards import writing, writing_all_strings
+from tahoe._run.lock import lock_output
+from tahoe._run.shards import allow_nullable_strings, explain_write_errors
 from tahoe.errors import InputError
 from tahoe.model.causes import why_not_written
 
@@ -33,15 +32,11 @@ def embed_whole(
     max_length: int,
     seed: int,
     key_added: str,
-    gene_key: str | None,
-    organism: str | None,
-    duplicates: str | None,
+    mapping: dict[str, Any],
     **options: Any,
 ) -> None:
     """Read a file into memory, embed its cells as `tahoe.tl.embed` does, and write it with the result."""
-    mapping: dict[str, Any] = {"gene_key": gene_key, "organism": organism, "duplicates": duplicates}
-    mapping = {name: value for name, value in mapping.items() if value is not None}
-    with sole_run(output) as folder:
+    with lock_output(output) as folder:
         with open_source(source) as opened:
             adata, path = opened.to_memory(), absolute(opened.path)
         written = folder / "cells.h5ad"
@@ -51,8 +46,8 @@ def embed_whole(
             _write(adata[:0].copy(), written, output)
         written.unlink()
         inputs = read_inputs(adata, model, **mapping, **options)
-        embed_in_place(adata, inputs, normalize=normalize, max_length=max_length, seed=seed, key_added=key_added)
-        add_to_record(adata, key_added, source=path, **mapping)
+        how: dict[str, Any] = {"normalize": normalize, "max_length": max_length, "seed": seed, "key_added": key_added}
+        embed_in_place(adata, inputs, **how, origin={"source": path, **mapping})
         _write(adata, written, output)
         written.replace(output)
 
@@ -60,7 +55,7 @@ def embed_whole(
 def _write(adata: AnnData, written: Path, output: Path) -> None:
     """Write an h5ad file, or nothing."""
     try:
-        with writing_all_strings(), writing(f"output={str(output)!r}"):
+        with allow_nullable_strings(), explain_write_errors(f"output={str(output)!r}"):
             adata.write_h5ad(written)
     except (OSError, InputError) as error:
         written.unlink(missing_ok=True)

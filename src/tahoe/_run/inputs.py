@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tahoe._cells.columns import one_column_each, used_columns, warn_of_better, warn_of_sums
+from tahoe._cells.columns import one_column_each, used_columns, warn_of_better_matrix, warn_of_sums
+from tahoe._cells.genes import genes_of_model, hint_if_transposed, mapped_genes, organism_of
 from tahoe._cells.matrix import Matrix, choose_matrix
-from tahoe._cells.slots import drugs_of, genes_of_model, looking_at_rows, mapped_genes, organism_of, provenance
+from tahoe._cells.slots import drugs_of
 from tahoe._genes.mapping import as_strings, check_coverage, in_released_vocabulary
 from tahoe._run.batches import CellBatches
 from tahoe._run.cluster import EmbeddingTask, ModelReference, aggregate_on_workers, cluster, resolve_on
 from tahoe._run.means import aggregate
+from tahoe._run.provenance import new_record
 from tahoe.errors import InputError
 from tahoe.model import TahoeModel, load_model
 from tahoe.model.checkpoint.weights import read_drugs
@@ -78,7 +80,7 @@ class Inputs:
         return EmbeddingTask(
             self.reference,
             self.column_tokens,
-            self.matrix.slot,
+            str(self.matrix.slot),
             token_budget=self.token_budget,
             drugs=self.drugs,
             **parameters,
@@ -112,7 +114,7 @@ class Inputs:
         """Provenance of a result, for ``uns``."""
         n_known = int((self.result_tokens >= 0).sum())
         parameters = self.parameters | parameters | {"token_budget": self.token_budget}
-        record = provenance(self.model, self.matrix, **parameters, n_genes_in_vocabulary=n_known)
+        record = new_record(self.model, self.matrix, **parameters, n_genes_in_vocabulary=n_known)
         return record | self.reference.where()
 
 
@@ -151,6 +153,7 @@ def read_inputs(
     if first is not None and isinstance(model, str) and model in RELEASES:  # it may have to be downloaded
         matrix.check(first, used & in_released_vocabulary(genes))
     loaded = load_model(model, device=device, dtype=dtype)
+    attention: str | None
     if isinstance(model, TahoeModel):
         device, dtype, attention = loaded.device, loaded.dtype, loaded.attention
     else:
@@ -169,9 +172,9 @@ def read_inputs(
     }
     if first is not None:
         matrix.check(first, column_tokens >= 0)
-        warn_of_sums(first, matrix.slot, result_columns)
-        warn_of_better(matrix, column_tokens >= 0)
-        with looking_at_rows(adata, organism or organism_of(adata)):
+        warn_of_sums(first, str(matrix.slot), result_columns)
+        warn_of_better_matrix(matrix, column_tokens >= 0)
+        with hint_if_transposed(adata, organism or organism_of(adata)):
             coverage = check_coverage(
                 genes[used],
                 matrix.totals[used],

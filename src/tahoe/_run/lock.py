@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 LOCK_FILE = "lock"
 # What runs leave in their folder; anything else there is not theirs.
 OURS = {LOCK_FILE, "store", "run.json", "run.json.new", "cells.h5ad"}
-# Seconds between two signs of life, and how long a run on another machine may give none.
-BEAT, PATIENCE = 5.0, 20.0
+# Seconds between two heartbeats, and without one after which a run on another machine is taken for dead.
+HEARTBEAT, TIMEOUT = 5.0, 20.0
 
 
 def folder_of(output: Path) -> Path:
@@ -39,12 +39,12 @@ def folder_of(output: Path) -> Path:
 
 
 @contextmanager
-def sole_run(output: Path) -> Iterator[Path]:
+def lock_output(output: Path) -> Iterator[Path]:
     """Be the only run that writes `output`; gives the folder in which it may lie until it is complete.
 
     The lock is one of the operating system, which ends with the process, whatever ends it. Not all cluster file systems
-    have locks, or they hold on one machine only. So a run also gives signs of life, and one on another machine first
-    waits whether there are any.
+    have locks, or they hold on one machine only. So a run also has a heartbeat, the time of the lock file, which one
+    on another machine watches first.
 
     Raises
     ------
@@ -54,12 +54,12 @@ def sole_run(output: Path) -> Iterator[Path]:
     folder, ended = folder_of(output), threading.Event()
     _refuse_foreign(folder)
     try:
-        file = _owned(folder, output)
+        file = _acquire(folder, output)
     except OSError as error:
         message = f"output={str(output)!r} cannot be written: {why_not_written(error)}"
         raise InputError(message) from error
-    beats = threading.Thread(target=_beat, args=(folder / LOCK_FILE, ended), name="tahoe-lock", daemon=True)
-    beats.start()
+    heartbeat = threading.Thread(target=_keep_alive, args=(folder / LOCK_FILE, ended), name="tahoe-lock", daemon=True)
+    heartbeat.start()
     try:
         if output.exists():
             message = f"output={str(output)!r} was written meanwhile by another run; there is nothing left to do"
@@ -67,7 +67,7 @@ def sole_run(output: Path) -> Iterator[Path]:
         yield folder
     finally:
         ended.set()
-        beats.join()
+        heartbeat.join()
         _release(folder, file)
 
 
@@ -81,15 +81,15 @@ def _refuse_foreign(folder: Path) -> None:
         raise InputError(message)
 
 
-def _owned(folder: Path, output: Path) -> FileIO:
+def _acquire(folder: Path, output: Path) -> FileIO:
     """The file of the lock, locked and signed."""
     lock, me = folder / LOCK_FILE, (socket.gethostname(), os.getpid())
     while True:
         folder.mkdir(exist_ok=True)
         with suppress(FileNotFoundError), ExitStack() as stack:
             file = stack.enter_context(FileIO(os.open(lock, os.O_RDWR | os.O_CREAT, 0o666), "r+"))
-            of_system = _locked(file)
-            if of_system is None or _may_go_on(lock, file, of_system):
+            of_system = _try_flock(file)
+            if of_system is None or _still_runs(lock, file, of_system):
                 raise _busy(output, _owner(file))
             if not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
                 continue  # a run that ended took it away; so it did where a file is not found
@@ -102,7 +102,7 @@ def _owned(folder: Path, output: Path) -> FileIO:
             return file
 
 
-def _locked(file: FileIO) -> bool | None:
+def _try_flock(file: FileIO) -> bool | None:
     """Lock a file: None if another process has locked it, False if this file system cannot."""
     if fcntl is None:
         return False
@@ -117,15 +117,15 @@ def _locked(file: FileIO) -> bool | None:
     return True
 
 
-def _may_go_on(lock: Path, file: FileIO, of_system: bool) -> bool:
+def _still_runs(lock: Path, file: FileIO, of_system: bool) -> bool:
     """Whether the run that signed last goes on, as far as the operating system has not told already."""
     owner = _owner(file)
     if owner is None:
         return False
     host, process = owner
     if host == socket.gethostname():
-        return not of_system and _runs(process)
-    return _gives_signs(lock, host)
+        return not of_system and _process_exists(process)
+    return _has_heartbeat(lock, host)
 
 
 def _owner(file: FileIO) -> tuple[str, int] | None:
@@ -143,7 +143,7 @@ def _sign(file: FileIO, host: str = "", process: int | str = "") -> None:
     os.fsync(file.fileno())
 
 
-def _runs(process: int) -> bool:
+def _process_exists(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -153,24 +153,24 @@ def _runs(process: int) -> bool:
     return True
 
 
-def _gives_signs(lock: Path, host: str) -> bool:
+def _has_heartbeat(lock: Path, host: str) -> bool:
     """Whether the time of a file changes, by the clock of the file system; it is opened, so that no cache answers."""
-    log.info("the last run of this output was on %s; watching for %d s whether it goes on", host, PATIENCE)
+    log.info("the last run of this output was on %s; watching for %d s whether it goes on", host, TIMEOUT)
 
     def stamp() -> int:
         with lock.open("rb") as file:
             return os.fstat(file.fileno()).st_mtime_ns
 
-    before, end = stamp(), time.monotonic() + PATIENCE
+    before, end = stamp(), time.monotonic() + TIMEOUT
     while time.monotonic() < end:
-        time.sleep(min(1, PATIENCE / 4))
+        time.sleep(min(1, TIMEOUT / 4))
         if stamp() != before:
             return True
     return False
 
 
-def _beat(lock: Path, ended: threading.Event) -> None:
-    while not ended.wait(BEAT):
+def _keep_alive(lock: Path, ended: threading.Event) -> None:
+    while not ended.wait(HEARTBEAT):
         with suppress(OSError):
             os.utime(lock)
 

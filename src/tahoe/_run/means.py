@@ -58,7 +58,7 @@ def copied(accumulator: A) -> A:
 
 @dataclass
 class GeneMeans:
-    """Mean contextual vector of each column's gene, in each group of cells, summed in float64."""
+    """Mean contextual embedding of each column's gene, in each group of cells, summed in float64."""
 
     column_tokens: np.ndarray
     """Token id of each column, -1 for columns that are left out."""

@@ -1,4 +1,4 @@
-"""The zarr store that a long run writes: vectors in shards of cells, each there as a whole or not at all."""
+"""The zarr store that a long run writes: embeddings in shards of cells, each there as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from tahoe._cells.file import Source
+    from tahoe._cells.file import CellFile
 
 RUN_FILE = "run.json"
 ENCODED = {"anndata": "0.1.0", "dict": "0.1.0", "dataframe": "0.2.0", "array": "0.2.0"}
@@ -41,7 +41,7 @@ class Store:
     n_cells: int
     width: int
     dtype: str
-    shard_cells: int
+    cells_per_shard: int
 
     @property
     def unfinished(self) -> Path:
@@ -54,7 +54,7 @@ class Store:
 
     @property
     def n_shards(self) -> int:
-        return math.ceil(self.n_cells / self.shard_cells)
+        return math.ceil(self.n_cells / self.cells_per_shard)
 
     @property
     def n_genes_name(self) -> str:
@@ -63,7 +63,7 @@ class Store:
 
     def rows(self, shard: int) -> tuple[int, int]:
         """First cell of a shard, and the one behind its last."""
-        return shard * self.shard_cells, min((shard + 1) * self.shard_cells, self.n_cells)
+        return shard * self.cells_per_shard, min((shard + 1) * self.cells_per_shard, self.n_cells)
 
     def missing(self) -> list[int]:
         """Shards that are not there yet."""
@@ -83,7 +83,7 @@ class Store:
         """
         run_file = self.unfinished / RUN_FILE
         if not run_file.is_file():
-            with self._writing():
+            with self._explain_disk_errors():
                 # what a run left that ended before it began
                 shutil.rmtree(self._place, ignore_errors=True)
                 try:
@@ -98,17 +98,20 @@ class Store:
             )
             raise InputError(message)
         else:
-            check_same(json.loads(run_file.read_text(encoding="utf-8")), fingerprint, str(self.unfinished))
+            before = json.loads(run_file.read_text(encoding="utf-8"))
+            if "shard_cells" in before:  # as earlier versions called it
+                before["cells_per_shard"] = before.pop("shard_cells")
+            check_same(before, fingerprint, str(self.unfinished))
 
-    def write(self, shard: int, vectors: np.ndarray, n_genes: np.ndarray) -> None:
-        """Write one shard; the vectors last, since they say that it is done."""
+    def write(self, shard: int, embeddings: np.ndarray, n_genes: np.ndarray) -> None:
+        """Write one shard; the embeddings last, since they say that it is done."""
         rows = slice(*self.rows(shard))
-        with self._writing():
+        with self._explain_disk_errors():
             root = self._root()
             root["obs"][self.n_genes_name][rows] = n_genes
-            root["obsm"][self.key][rows] = vectors.astype(self.dtype)
+            root["obsm"][self.key][rows] = embeddings.astype(self.dtype)
 
-    def describe(self, source: Source, var: pd.DataFrame, uns: dict[str, Any], columns: bool) -> None:
+    def describe(self, source: CellFile, var: pd.DataFrame, uns: dict[str, Any], keep_metadata: bool) -> None:
         """Write what is not per shard: before the shards, so that what cannot be written costs no work.
 
         Raises
@@ -117,29 +120,29 @@ class Store:
             If something cannot be written; a store without a shard is then removed.
         """
         try:
-            with self._writing():
-                self._describe(source, var, uns, columns)
+            with self._explain_disk_errors():
+                self._describe(source, var, uns, keep_metadata)
         except Exception:
             if len(self.missing()) == self.n_shards:
                 (self.unfinished / RUN_FILE).unlink(missing_ok=True)
                 shutil.rmtree(self._place, ignore_errors=True)
             raise
 
-    def _describe(self, source: Source, var: pd.DataFrame, uns: dict[str, Any], columns: bool) -> None:
+    def _describe(self, source: CellFile, var: pd.DataFrame, uns: dict[str, Any], keep_metadata: bool) -> None:
         root = self._root()
         obs = root["obs"]
-        names = source.copy_obs(obs, columns, without=self.n_genes_name)
+        names = source.copy_obs(obs, keep_metadata, without=self.n_genes_name)
         _encode(obs, "dataframe", **{"column-order": [*names, self.n_genes_name]})
-        with warnings.catch_warnings(), writing_all_strings():
+        with warnings.catch_warnings(), allow_nullable_strings():
             # on the next version of anndata
             warnings.filterwarnings("ignore", message="zarr v3 autosharding")
             for group, name, value in ((root, "var", var), *((root["uns"], key, uns[key]) for key in uns)):
-                with writing(name):
+                with explain_write_errors(name):
                     write_elem(group, name, value)
 
     def finish(self) -> int:
-        """Let the store appear; gives the number of cells without a vector."""
-        with self._writing():
+        """Let the store appear; gives the number of cells without an embedding."""
+        with self._explain_disk_errors():
             root = self._root()
             n_genes = root["obs"][self.n_genes_name]
             _encode(root, "anndata")
@@ -153,7 +156,7 @@ class Store:
         return n_empty
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _explain_disk_errors(self) -> Iterator[None]:
         """Say what an error of the file system means for the run."""
         try:
             yield
@@ -175,19 +178,19 @@ class Store:
         root: Any = zarr.create_group(self._place, zarr_format=3)
         for name in ("obsm", "uns", "layers", "varm", "obsp", "varp"):
             _encode(root.create_group(name), "dict")
-        inner = math.gcd(self.shard_cells, 512)
-        vectors = root["obsm"].create_array(
+        inner = math.gcd(self.cells_per_shard, 512)
+        embeddings = root["obsm"].create_array(
             self.key,
             shape=(self.n_cells, self.width),
             dtype=self.dtype,
             chunks=(inner, self.width),
-            shards=(self.shard_cells, self.width),
+            shards=(self.cells_per_shard, self.width),
             compressors=None,
         )
         n_genes = root.create_group("obs").create_array(
-            self.n_genes_name, shape=(self.n_cells,), dtype="int64", chunks=(self.shard_cells,)
+            self.n_genes_name, shape=(self.n_cells,), dtype="int64", chunks=(self.cells_per_shard,)
         )
-        _encode(vectors, "array")
+        _encode(embeddings, "array")
         _encode(n_genes, "array")
         # last and at once: a folder without it was never begun
         partial = self.unfinished / f"{RUN_FILE}.new"
@@ -196,14 +199,14 @@ class Store:
 
 
 @contextmanager
-def writing_all_strings() -> Iterator[None]:
+def allow_nullable_strings() -> Iterator[None]:
     """Let anndata write strings of which some may be missing, as it read them."""
     with anndata.settings.override(allow_write_nullable_strings=True):
         yield
 
 
 @contextmanager
-def writing(what: str) -> Iterator[None]:
+def explain_write_errors(what: str) -> Iterator[None]:
     """Turn whatever anndata raises on something that it cannot write into an error that says what it was.
 
     Errors of the file system are left to the caller.
@@ -214,8 +217,8 @@ def writing(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         # anndata notes in which slot it was
-        told = [str(error), *getattr(error, "__notes__", ())]
-        reason = ". ".join(line for each in told if (line := each.strip().partition("\n")[0].removesuffix(".")))
+        lines = [str(error), *getattr(error, "__notes__", ())]
+        reason = ". ".join(line for each in lines if (line := each.strip().partition("\n")[0].removesuffix(".")))
         message = f"{what} cannot be written ({type(error).__name__}: {reason}); change or remove what this names"
         raise InputError(message) from error
 
@@ -224,9 +227,9 @@ def check_same(before: dict[str, Any], now: dict[str, Any], where: str) -> None:
     """Refuse to go on with a run that did something else, and say what."""
     differing = [key for key in now.keys() | before.keys() if before.get(key) != now.get(key)]
     if differing:
-        told = ", ".join(f"{key} ({before.get(key)} then, {now.get(key)} now)" for key in sorted(differing))
+        changes = ", ".join(f"{key} ({before.get(key)} then, {now.get(key)} now)" for key in sorted(differing))
         message = (
-            f"the run in {where!r} cannot go on, since something differs: {told}. Make it the same, or delete that"
+            f"the run in {where!r} cannot go on, since something differs: {changes}. Make it the same, or delete that"
             " folder to start anew"
         )
         raise InputError(message)

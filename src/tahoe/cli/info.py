@@ -95,9 +95,11 @@ def _sha256(weights: Path) -> str:
 
 
 def _file(path: str) -> str:
-    from tahoe.cli.embed import records_of
+    from tahoe._cells.opening import open_source
+    from tahoe._run.provenance import records_in
 
-    records = records_of(path)
+    with open_source(path) as opened:
+        records = records_in(opened.uns)
     if not records:
         message = (
             f"{path!r} has no result of tahoe: nothing in uns says where it comes from; anndata.concat leaves uns out,"

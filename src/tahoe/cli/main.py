@@ -104,9 +104,9 @@ where_to_run = _grouped(
 )
 how_to_store = _grouped(
     click.option("--resume", is_flag=True, help="Go on with a run that did not end (zarr output)."),
-    click.option("--columns", is_flag=True, help="Carry the columns of obs and var along (zarr output)."),
+    click.option("--keep-metadata", is_flag=True, help="Copy the columns of obs and var too (zarr output)."),
     click.option("--stored-dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True),
-    click.option("--shard-cells", default=4096, show_default=True, help="Cells that a killed run loses at most."),
+    click.option("--cells-per-shard", default=4096, show_default=True, help="Cells that a killed run loses at most."),
 )
 
 
@@ -136,25 +136,23 @@ def embed(context: click.Context, source: str | None, output: str, like: str | N
     tahoe embed atlas.zarr -o atlas-tahoe.zarr --workers 4 --resume
     tahoe embed --like embedded.h5ad -o again.h5ad
     """
-    from tahoe.cli import embed as _runs
+    from tahoe.cli.embed import embed as run
+    from tahoe.cli.repeat import repeat
     from tahoe.settings import settings
 
     given = {name for name in options if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE}
     if like is not None:
-        source, options = _runs.repeated(like, source, options, given)
+        source, options = repeat(like, source, options, given)
     if source is None:
         message = "Missing argument 'SOURCE'; only with --like may it be omitted."
+        raise click.UsageError(message)
+    if not output.rstrip("/").lower().endswith((".zarr", ".h5ad")):
+        message = f"--output {output}: the name must end in .zarr or .h5ad."
         raise click.UsageError(message)
     # no parameters of embed_file; without them, what the environment says stays
     set_here = {name: value for name in ("attention", "token_budget") if (value := options.pop(name, None)) is not None}
     with settings.override(**set_here):
-        if output.rstrip("/").lower().endswith(".zarr"):
-            _runs.into_store(source, output, **options)
-        elif output.lower().endswith(".h5ad"):
-            _runs.into_file(source, output, given, **options)
-        else:
-            message = f"--output {output}: the name must end in .zarr or .h5ad."
-            raise click.UsageError(message)
+        run(source, output, given, **options)
     click.echo(output)
 
 
@@ -172,10 +170,10 @@ def embed(context: click.Context, source: str | None, output: str, like: str | N
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Also write a table of all genes (CSV).")
 def map_genes(source: str, gene_key: str | None, organism: str, duplicates: str, output: str | None) -> None:
     """Report which genes of SOURCE the models know, and what is lost. SOURCE is not changed, and no model is needed."""
-    from tahoe.cli.embed import mapped
+    from tahoe.cli.embed import describe_mapping
 
     logging.getLogger("tahoe").setLevel(logging.WARNING)  # the report says all of it
-    click.echo(mapped(source, gene_key, organism, duplicates, output))
+    click.echo(describe_mapping(source, gene_key, organism, duplicates, output))
 
 
 @commands.command()

@@ -103,6 +103,8 @@ def of_zip(inside: list[str], name: str) -> str:
 
 def of_hdf5(keys: Iterable[str], name: str) -> str:
     """Say what an HDF5 file or a zarr store is that has these elements and no obs and var with an index."""
+    if part := _part_of_store(name):
+        return part
     keys = set(keys)
     if "mod" in keys:
         return f"{name!r} is a MuData; mudata.read({name!r})['rna'].write_h5ad('rna.h5ad'), for the modality 'rna'"
@@ -123,6 +125,13 @@ def of_hdf5(keys: Iterable[str], name: str) -> str:
     return f"{name!r} is not an AnnData: it has no obs and var, but {found}; read it with its own package, write h5ad"
 
 
+def _part_of_store(name: str) -> str:
+    """Say of which store something is a part, "" if it is not in one."""
+    parents = Path(name).absolute().parents
+    above = next((each for each in parents if (each / "obs").is_dir() and (each / "var").is_dir()), None)
+    return "" if above is None else f"{name!r} is a part of {str(above)!r}; pass that"
+
+
 def of_folder(name: str) -> str:
     """Say what a folder is that is no zarr store, and what in it may be meant."""
     place = Path(name)
@@ -135,10 +144,8 @@ def of_folder(name: str) -> str:
         return f"{name!r} is a folder of 10x Genomics (mtx); sc.read_10x_mtx({name!r}).write_h5ad('cells.h5ad')"
     if any(each.startswith("__tiledb_group") or each == "__group" for each in names):
         return f"{name!r} is a TileDB-SOMA experiment; write h5ad with tiledbsoma.io.to_h5ad"
-    stores = (each for each in place.absolute().parents if (each / "obs").is_dir() and (each / "var").is_dir())
-    above = next(stores, None)
-    if above is not None:
-        return f"{name!r} is a part of {str(above)!r}; pass that"
+    if part := _part_of_store(name):
+        return part
     patterns = ("*.h5ad", "*.zarr", "*.zarr.zip", "*.h5", "matrix.mtx*")
     near = [path for depth in ("", "*/", "*/*/") for pattern in patterns for path in place.glob(depth + pattern)][:3]
     meant = [str(path.parent if path.name.startswith("matrix.mtx") else path) for path in near]

@@ -24,6 +24,8 @@ def slot_of(adata: AnnData, container: str, key: str, group: str | None, verb: s
         )
         raise InputError(message)
     record = record if isinstance(record, Mapping) else {}
+    if "slots" in record and not any(slot.startswith(f"{container}/") for slot in record["slots"]):
+        record = {}  # of another verb's result of the same name
     groups = [str(name) for name in record.get("groups", [])]
     if group is not None and group not in groups:
         near = difflib.get_close_matches(group, groups, n=1) or groups[:5]

@@ -1,16 +1,16 @@
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tahoe._cells.genes import genes_are_rows, hint_if_transposed
 from tahoe._cells.matrix import choose_matrix, in_memory, named_layers
 from tahoe._cells.objects import check_adata
-from tahoe._cells.slots import copy_or_self, genes_are_rows, looking_at_rows, write
+from tahoe._cells.slots import copy_or_self, write
 from tahoe._genes import mapping as _genes
 from tahoe._run.parameters import document_parameters
-from tahoe.errors import InputError, TahoeWarning
+from tahoe.errors import InputError, warn
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -89,7 +89,7 @@ def map_genes(
     check_adata(adata)
     adata = copy_or_self(adata, copy)
     totals, slot = _totals(adata)
-    with looking_at_rows(adata, organism):
+    with hint_if_transposed(adata, organism):
         mapping = _genes.map_genes(
             in_memory(adata.var), totals, gene_key=gene_key, organism=organism, duplicates=duplicates
         )
@@ -98,9 +98,9 @@ def map_genes(
         report["counts_from"] = slot
     if report["hint"]:
         message = f"{report['summary']} {genes_are_rows(adata, organism)}".strip()
-        warnings.warn(message, TahoeWarning, stacklevel=2)
+        warn(message)
     if report["contradiction"]:
-        warnings.warn(report["contradiction"], TahoeWarning, stacklevel=2)
+        warn(report["contradiction"])
     write(adata, mapping=mapping)
     return adata if copy else None
 
@@ -111,9 +111,9 @@ def _totals(adata: AnnData) -> tuple[np.ndarray | None, str]:
         try:
             matrix = choose_matrix(adata, layer=layer)
             are_genes = _genes.gene_columns(matrix.var).are_genes
-            totals = _genes.usable_totals(np.where(are_genes, matrix.totals, 0))
+            totals = _genes.non_negative_totals(np.where(are_genes, matrix.totals, 0))
         except InputError:  # no X, no cells, storage that cannot be read by rows: names alone can still be mapped
             continue
         if totals is not None:
-            return totals, matrix.slot
+            return totals, str(matrix.slot)
     return None, ""

@@ -1,18 +1,18 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tahoe._cells.objects import check_adata
-from tahoe._cells.slots import check_key, columns_of, copy_or_self, groups_of, slot_names, write
+from tahoe._cells.slots import columns_of, copy_or_self, groups_of, slot_names
 from tahoe._run.inputs import check_at_least, choose_heads, choose_network_layers, read_inputs
 from tahoe._run.means import AttentionMeans, check_fits
 from tahoe._run.parameters import document_parameters
-from tahoe.errors import InputError, TahoeWarning
+from tahoe._run.provenance import check_key, write_results
+from tahoe.errors import InputError, warn
 
 if TYPE_CHECKING:
     import os
@@ -158,13 +158,8 @@ def attention(
         min_cells,
     )
     matrices, from_cell = inputs.aggregate(means, max_length=max_length, seed=seed).result()
-    write(
-        adata,
-        varp=dict(zip(names, matrices, strict=True)),
-        var=dict(zip(cls_names, from_cell, strict=True)),
-        uns={key_added: record},
-        mapping=inputs.mapping,
-    )
+    varp, var = dict(zip(names, matrices, strict=True)), dict(zip(cls_names, from_cell, strict=True))
+    write_results(adata, key_added, record, inputs.mapping, varp=varp, var=var)
     return adata if copy else None
 
 
@@ -183,5 +178,4 @@ def _check_group_sizes(sizes: np.ndarray, groups: list[str], groupby: str | None
             f"{len(small)} of {len(sizes)} groups of obs[{groupby!r}] have fewer than min_cells={min_cells} cells, and"
             f" their attention is empty: {named}"
         )
-        # this function, the verb, its caller
-        warnings.warn(message, TahoeWarning, stacklevel=3)
+        warn(message)

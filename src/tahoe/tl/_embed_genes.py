@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tahoe._cells.objects import check_adata
-from tahoe._cells.slots import check_key, copy_or_self, groups_of, slot_names, write
+from tahoe._cells.slots import copy_or_self, groups_of, slot_names
 from tahoe._run.inputs import check_at_least, read_inputs
 from tahoe._run.means import GeneMeans, check_fits
 from tahoe._run.parameters import document_parameters
+from tahoe._run.provenance import check_key, write_results
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def embed_genes(
     codes, groups = groups_of(adata, groupby)
     counts = f"{key_added}_n_cells"
     names = slot_names(key_added, groups, groupby, taken=counts)
-    check_key(adata, key_added, *(("varm", name) for name in (*names, counts)))
+    check_key(adata, key_added, *(("varm", name) for name in ([*names, counts] if context else names)))
     adata = copy_or_self(adata, copy)
     inputs = read_inputs(
         adata,
@@ -124,7 +125,7 @@ def embed_genes(
         varm = dict(zip(names, means, strict=True)) | {counts: n_cells.T}
     else:
         varm = {key_added: _input_embeddings(inputs.model, inputs.result_tokens)}
-    write(adata, varm=varm, uns={key_added: record}, mapping=inputs.mapping)
+    write_results(adata, key_added, record, inputs.mapping, varm=varm)
     return adata if copy else None
 
 

@@ -8,13 +8,14 @@ import numpy as np
 import pandas as pd
 
 from tahoe._cells.objects import check_adata
-from tahoe._cells.slots import check_key, copy_or_self, write
+from tahoe._cells.slots import copy_or_self
 from tahoe._genes.mapping import resolve
 from tahoe._genes.names import find_id
 from tahoe._run.inputs import check_at_least, read_inputs
 from tahoe._run.means import check_fits
 from tahoe._run.parameters import document_parameters
 from tahoe._run.predictions import HiddenPredictions, ObservedPredictions, QueriedPredictions
+from tahoe._run.provenance import check_key, write_results
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:
@@ -160,16 +161,12 @@ def predict_expression(
     tokenizing = {"max_length": max_length, "seed": seed}
     if queried is not None:
         table = _query(inputs, queried, decoder, tokenizing)
-        write(
-            adata,
-            obsm={key_added: table.set_index(adata.obs_names)},
-            uns={key_added: record},
-            mapping=inputs.mapping,
-        )
+        obsm = {key_added: table.set_index(adata.obs_names)}
+        write_results(adata, key_added, record, inputs.mapping, obsm=obsm)
     else:
         predicted, scores = _predict(inputs, decoder, mask_fraction, tokenizing)
         obs = {name: scores[score] for name, score in zip(score_names, SCORES, strict=False)}
-        write(adata, layers={key_added: predicted}, obs=obs, uns={key_added: record}, mapping=inputs.mapping)
+        write_results(adata, key_added, record, inputs.mapping, layers={key_added: predicted}, obs=obs)
     return adata if copy else None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tahoe.errors import InputError, TahoeWarning
+from tahoe.errors import InputError, warn
 from tahoe.model.network.attention import Spans
 from tahoe.model.network.network import Batch, Network
 
@@ -50,7 +49,7 @@ def masked_batch(tokens: Tokens, masked: np.ndarray, config: ModelConfig, device
         raise InputError(_nothing_to_mask(tokens, config))
     if config.drug_encoder is not None and tokens.drugs is None:
         message = "a model with a drug encoder sees cells without a drug token; pass drugs= to tokenize(), 0 for none"
-        warnings.warn(message, TahoeWarning, stacklevel=2)
+        warn(message)
     values = torch.from_numpy(np.where(masked, np.float32(config.mask_value), tokens.values)).to(device)
     batch = Batch(
         torch.from_numpy(tokens.ids).to(device),

@@ -16,7 +16,7 @@ BROKEN_MARK = re.compile(r"(?:ï»¿|ï\.\.|X\.U\.FEFF\.)")
 BROKEN_BLANK = "Â\u00a0"
 DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2212"), "-")
 QUOTES = "'\"`\u2018\u2019\u201c\u201d,; "
-SHOWN_BYTES = re.compile(r"['\"]*(b(['\"]).*\2)['\"]*")
+BYTES_REPR = re.compile(r"['\"]*(b(['\"]).*\2)['\"]*")
 # CD3D|NM_000732.4|Reference_end (BD Rhapsody), also with the separator that R makes of the bar.
 TRANSCRIPT = re.compile(r"[|._:]+(?:[NX][MR]_\d|ENST\d{11}).*")
 # What may stand in front of the bar instead of the symbol: NCBI's number, or a transcript.
@@ -37,7 +37,7 @@ def as_text(value: Any) -> str:
     return "" if pd.api.types.is_scalar(value) and pd.isna(value) else str(value)
 
 
-def tidied(name: str) -> str:
+def clean_name(name: str) -> str:
     r"""The name inside of what is around it: ``CD3D`` of ``CD3D\r``, ``b'CD3D'``, ``CD3D|915`` and ``CD3D (915)``."""
     if ORDINARY.fullmatch(name):
         return name
@@ -45,9 +45,9 @@ def tidied(name: str) -> str:
     # full-width letters and no-break blanks become ordinary ones
     text = unicodedata.normalize("NFKC", text.replace(BROKEN_BLANK, " ")).translate(DASHES)
     text = "".join(map(_visible, text)).strip()
-    shown = SHOWN_BYTES.fullmatch(text)
-    if shown:
-        return tidied(_unshown(shown[1]))
+    as_bytes = BYTES_REPR.fullmatch(text)
+    if as_bytes:
+        return clean_name(_from_repr(as_bytes[1]))
     text = text.strip(QUOTES)
     return text if ENSEMBL_GENE.search(text) else _symbol(text)
 
@@ -58,7 +58,7 @@ def _visible(sign: str) -> str:
     return "" if kind == "Cf" else " " if kind == "Cc" else sign
 
 
-def _unshown(text: str) -> str:
+def _from_repr(text: str) -> str:
     """``CD3D`` of the text ``b'CD3D'``."""
     try:
         return as_text(ast.literal_eval(text))
