@@ -106,4 +106,4 @@ def test_the_last_stored_type_and_another_key(tmp_path):
     store.write(0, np.full((4, 2), 1 / 3, np.float32), np.ones(4, np.int64))
     root = zarr.open_group(store.unfinished / "store", mode="r", use_consolidated=False)
     assert root["obsm"]["X_mine"].dtype == np.float16
-    assert set(root["obs"].keys()) == {"X_mine_n_genes"}
+    assert set(root["obs"].keys()) == {"mine_n_genes"}
