@@ -29,6 +29,7 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
+    "sphinx_design",
     "sphinxcontrib.bibtex",
     "prose_returns",
 ]
@@ -79,9 +80,11 @@ if os.environ.get("TAHOE_DOCS_INTERSPHINX") == "1":
 html_theme = "sphinx_book_theme"
 html_title = "tahoe"
 html_static_path = ["_static"]
+html_favicon = "_static/logo.svg"
 html_css_files = ["tahoe.css"]
 html_show_sourcelink = False
 html_theme_options = {
+    "logo": {"text": "tahoe", "image_light": "_static/logo.svg", "image_dark": "_static/logo-dark.svg"},
     "navbar_persistent": [],  # the sidebar has a search field already
     "show_navbar_depth": 1,
     "show_toc_level": 2,

@@ -59,6 +59,30 @@ def test_one_address():
         assert url.rstrip("/").startswith((ENTRY["project_home"], RECIPE["about"]["documentation"])), name
 
 
+def test_links_of_the_readme_are_addresses_on_pypi():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    hook = PYPROJECT["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
+    for change in hook["substitutions"]:
+        text = re.sub(change["pattern"], change["replacement"], text)
+    links = [*re.findall(r"\]\(([^)\s]+)\)", text), *re.findall(r'src="([^"]+)"', text)]
+    assert all(link.startswith("https://") for link in links)
+    account = ENTRY["project_home"].removeprefix("https://github.com/")
+    pictures = [link for link in links if link.endswith((".png", ".svg"))]
+    assert len(pictures) == 2
+    assert all(link.startswith(f"https://raw.githubusercontent.com/{account}/v$HFPR_VERSION/") for link in pictures)
+    pages = [link for link in links if link.endswith((".md", ".ipynb"))]
+    assert all(link.startswith(f"{ENTRY['project_home']}/blob/v$HFPR_VERSION/") for link in pages)
+
+
+def test_badges_say_what_holds():
+    badges = re.findall(r"img\.shields\.io/badge/([^)]+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    promised = [entry.split(" :: ")[-1] for entry in PROJECT["classifiers"] if re.search(r"3\.\d+$", entry)]
+    assert badges == [
+        f"licence-{PROJECT['license'].replace('-', '--')}-blue",
+        f"python-{'%20%7C%20'.join(promised)}-blue",
+    ]
+
+
 def test_the_registry_entry_has_the_fields_of_the_registry():
     text = {"name", "description", "project_home", "documentation_home", "license", "category"}
     optional = {"tutorials_home", "inventory", "publications", "primary_category", "language", "test_command"}
