@@ -34,7 +34,7 @@ def readers():
     return [thread for thread in threading.enumerate() if thread.name.startswith("tahoe-reader")]
 
 
-def test_ahead_gives_all_items_in_order_and_ends_its_thread():
+def test_prefetch_gives_all_items_in_order_and_ends_its_thread():
     assert list(prefetch(range(100))) == list(range(100))
     assert list(prefetch([])) == []
     assert not readers()
