@@ -75,7 +75,7 @@ def test_other_names_are_refused(cells, tmp_path, name, capsys):
     ("options", "told"),
     [
         ({"resume": True}, "resume="),
-        ({"columns": True}, "columns="),
+        ({"keep_metadata": True}, "keep_metadata="),
         ({"stored_dtype": "float16"}, "stored_dtype="),
         ({"cells_per_shard": 10, "client": object()}, "client=, cells_per_shard="),
     ],

@@ -49,7 +49,8 @@ class CellFile:
     def layers(self) -> dict[str, Any]:
         """The layers, not read yet."""
         with explain_read_errors("layers"):
-            return {name: _opened(layer) for name, layer in self.root.get("layers", {}).items()}
+            layers = self.root.get("layers", {})
+            return {name: _opened(layers[name]) for name in layers}
 
     @cached_property
     def raw(self) -> SimpleNamespace | None:
@@ -88,9 +89,9 @@ class CellFile:
     def uns(self) -> dict[str, Any]:
         """What this package wrote to uns; whatever else is there stays unread."""
         with explain_read_errors("uns"):
-            groups = {key: each for key, each in self.root.get("uns", {}).items() if not hasattr(each, "shape")}
-            ours = [key for key, group in groups.items() if key == "tahoe_genes" or "tahoe_version" in group]
-            return {key: read_elem(groups[key]) for key in ours}
+            uns = self.root.get("uns", {})
+            groups = [key for key in uns if not hasattr(uns[key], "shape")]
+            return {key: read_elem(uns[key]) for key in groups if key == "tahoe_genes" or "tahoe_version" in uns[key]}
 
     @property
     def _index(self) -> str:
