@@ -151,10 +151,11 @@ def read_inputs(
     if first is not None and isinstance(model, str) and model in RELEASES:  # it may have to be downloaded
         matrix.check(first, used & in_released_vocabulary(genes))
     loaded = load_model(model, device=device, dtype=dtype)
+    attention = settings.attention
     if isinstance(model, TahoeModel):
         device, dtype, attention = loaded.device, loaded.dtype, loaded.attention
     else:
-        device, dtype, attention = device or settings.device, dtype or settings.dtype, settings.attention
+        device, dtype = device or settings.device, dtype or settings.dtype
     drug_ids = read_drug_ids(adata, loaded, drug_key, drugs)
     genes = genes_of_model(adata, matrix, genes, mapping, loaded.vocabulary)
     column_tokens = np.where(used, loaded.vocabulary.tokens_of(genes), -1)
