@@ -157,7 +157,7 @@ def read_inputs(
     if isinstance(model, TahoeModel):
         device, dtype, attention = loaded.device, loaded.dtype, loaded.attention
     else:
-        device, dtype, attention = device or settings.device, dtype or settings.dtype, settings.attention
+        device, dtype = device or settings.device, dtype or settings.dtype
     drug_ids = read_drug_ids(adata, loaded, drug_key, drugs)
     genes = genes_of_model(adata, matrix, genes, mapping, loaded.vocabulary)
     column_tokens = np.where(used, loaded.vocabulary.tokens_of(genes), -1)
