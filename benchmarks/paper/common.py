@@ -105,12 +105,12 @@ def show(title: str, table: pd.DataFrame) -> None:
     """Print a table as it comes out: value, and its standard error where it has one."""
     table = table.assign(
         shown=[
-            f"{value:.3f}" + ("" if np.isnan(error) else f" ± {error:.3f}")
+            "–" if np.isnan(value) else f"{value:.3f}" + ("" if np.isnan(error) else f" ± {error:.3f}")
             for value, error in zip(table["value"], table["standard_error"].astype(float), strict=True)
         ]
     )
-    wide = table.pivot(index="representation", columns="metric", values="shown")
-    wide = wide.loc[table["representation"].unique(), table["metric"].unique()]
+    wide = table.pivot(index="metric", columns="representation", values="shown").fillna("")
+    wide = wide.loc[table["metric"].unique(), table["representation"].unique()]
     print(f"\n{title}\n\n| | {' | '.join(wide.columns)} |\n|{'---|' * (wide.shape[1] + 1)}")
     for name, row in wide.iterrows():
-        print(f"| {name} | {' | '.join(map(str, row))} |")
+        print(f"| {name} | {' | '.join(row)} |")

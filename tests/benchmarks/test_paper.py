@@ -15,7 +15,10 @@ import tahoe
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.skipif(not (ROOT / "benchmarks").is_dir(), reason="the benchmarks are not part of this copy")
+pytestmark = [
+    pytest.mark.skipif(not (ROOT / "benchmarks").is_dir(), reason="the benchmarks are not part of this copy"),
+    pytest.mark.filterwarnings("ignore::tahoe.errors.TahoeWarning"),  # of genes that the demo model does not know
+]
 
 
 @pytest.fixture
@@ -63,6 +66,7 @@ def test_msigdb(benchmark, tmp_path, monkeypatch, capsys):
     from tahoe.evaluate import _mlp
 
     monkeypatch.setattr(_mlp, "CONFIGURATIONS", _mlp.CONFIGURATIONS[:2])
+    monkeypatch.setattr(_mlp, "MOST_EPOCHS", 3)
     adata = cells()
     adata.write_h5ad(tmp_path / "cells.h5ad")
     sets = [[name for i, name in enumerate(adata.var_names) if i % 4 == k] for k in range(2)]

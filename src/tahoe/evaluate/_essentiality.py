@@ -67,10 +67,11 @@ def essentiality(
 
     Examples
     --------
-    >>> import tahoe
+    >>> import numpy as np, tahoe
     >>> adata = tahoe.datasets.pbmc68k()
     >>> tahoe.tl.embed_genes(adata, model="demo", context=False)
-    >>> labels = {name: name.startswith("RP") for name in adata.var_names[::3]}
+    >>> known = adata.var_names[np.isfinite(adata.varm["tahoe"]).all(axis=1)]
+    >>> labels = {name: name.startswith("RP") for name in known[::2]}
     >>> table = tahoe.evaluate.essentiality(adata, "tahoe", labels)
     >>> sorted(table["metric"].unique())
     ['AUPRC', 'AUPRC, matched for expression', 'AUROC', 'AUROC, matched for expression']

@@ -82,7 +82,8 @@ def gene_sets(
     >>> import numpy as np, tahoe
     >>> adata = tahoe.datasets.pbmc68k()
     >>> tahoe.tl.embed_genes(adata, model="demo", context=False)
-    >>> sets = {"ribosome": [name for name in adata.var_names if name.startswith("RP")], "other": adata.var_names[::9]}
+    >>> known = adata.var_names[np.isfinite(adata.varm["tahoe"]).all(axis=1)]
+    >>> sets = {"ribosome": [name for name in known if name.startswith("RP")], "other": known[::9]}
     >>> table = tahoe.evaluate.gene_sets(adata, "tahoe", sets, protocol="grouped")
     >>> table["representation"].nunique()
     5
