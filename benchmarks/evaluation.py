@@ -5,7 +5,7 @@
     python benchmarks/evaluation.py FOLDER --task perturbation
 
 FOLDER is searched for the files. Cells are left out by donor where each type is in several. The genes are judged on
-a quarter of `pbmc4k_soupx`; neither this set nor the others here, but Hao's blood cells, were in the training of the demo model.
+a quarter of `pbmc4k_soupx`. The demo model was trained on Hao's blood cells, and on no other set of these.
 """
 
 from __future__ import annotations

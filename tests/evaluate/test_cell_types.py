@@ -38,6 +38,14 @@ def make_cells(n: int = 120, n_types: int = 3, seed: int = 0) -> anndata.AnnData
     return adata
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _fewer_resolutions():
+    """Two of the ten, for speed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_clusters, "RESOLUTIONS", (0.4, 1.0))
+        yield
+
+
 @pytest.fixture(scope="module")
 def cells() -> anndata.AnnData:
     return make_cells()
@@ -177,6 +185,15 @@ def test_without_igraph_the_rest_is_there(cells, monkeypatch):
         table = tahoe.evaluate.cell_types(cells, "X_good", label="type")
     assert np.isnan(value(table, "ARI"))
     assert value(table, "kNN accuracy") > 0.8
+
+
+def test_the_best_resolution_is_the_one_with_the_highest_nmi(cells):
+    vectors, types = cells.obsm["X_good"], cells.obs["type"].to_numpy()
+    graph = _clusters.neighbor_graph(vectors)
+    each = [_clusters.agreement(types, _clusters.leiden(graph, resolution)) for resolution in (0.4, 1.0)]
+    best, detail = _clusters.best_agreement(vectors, types, 0)
+    assert best == max(each, key=lambda scores: scores["NMI"])
+    assert detail.startswith("resolution ")
 
 
 def test_leiden_is_that_of_scanpy(cells):
