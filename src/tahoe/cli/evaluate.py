@@ -87,5 +87,5 @@ def _draw(table: pd.DataFrame, path: Path) -> None:
     import tahoe
 
     figure = tahoe.pl.evaluation(table)[0].figure
-    figure.savefig(path, dpi=150)  # type: ignore[union-attr]
-    plt.close(figure)  # type: ignore[arg-type]
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

@@ -130,7 +130,7 @@ def cell_types(
         RANDOM: _baselines.noise(len(labels), seed),
     }
     judge = _Judge(labels, in_groups, batches, folds, seed)
-    scores = []
+    scores: list[Score] = []
     for name in names:
         scores += judge.scores(vectors[name][rows], representation=name, kind=GIVEN)
     for name, baseline in baselines.items():

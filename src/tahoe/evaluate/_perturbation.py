@@ -191,12 +191,13 @@ def _units(
     keys = _keys(name, cells, perturbation_key, context_key)
     contexts = _keys("control", control, None, context_key)["context"].to_numpy()
     units = []
-    for (perturbation_name, context), rows in keys.groupby(["perturbation", "context"], sort=True).indices.items():
+    rows_of: dict[tuple[str, str], np.ndarray] = keys.groupby(["perturbation", "context"], sort=True).indices  # type: ignore[assignment]
+    for (perturbation_name, context), rows in sorted(rows_of.items()):
         own = contexts == context
         if not own.any():
             message = f"control has no cells with obs[{context_key!r}] == {context!r}, which {name} has"
             raise InputError(message)
-        units.append(_Unit(str(perturbation_name), str(context), values[rows], controls[own]))
+        units.append(_Unit(perturbation_name, context, values[rows], controls[own]))
     return units
 
 
