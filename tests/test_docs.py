@@ -15,7 +15,7 @@ import tahoe
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts and "generated" not in page.parts)
-GROUPS = ("pp", "tl", "pl", "get", "datasets")
+GROUPS = ("pp", "tl", "pl", "get", "evaluate", "datasets")
 
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="the documentation is not part of this copy")
 

@@ -16,12 +16,25 @@ from typing import TYPE_CHECKING, Any
 from tahoe.settings import settings
 
 if TYPE_CHECKING:
-    from tahoe import datasets, errors, get, model, pl, pp, tl
+    from tahoe import datasets, errors, evaluate, get, model, pl, pp, tl
     from tahoe._run.embed_file import embed_file
     from tahoe.model import TahoeModel, load_model
 
 __version__ = version("tahoe-anndata")
-__all__ = ["TahoeModel", "datasets", "embed_file", "errors", "get", "load_model", "model", "pl", "pp", "settings", "tl"]
+__all__ = [
+    "TahoeModel",
+    "datasets",
+    "embed_file",
+    "errors",
+    "evaluate",
+    "get",
+    "load_model",
+    "model",
+    "pl",
+    "pp",
+    "settings",
+    "tl",
+]
 
 # Loaded at the first use, so that `import tahoe` costs nothing: torch alone takes seconds.
 _FROM = {"TahoeModel": "tahoe.model", "embed_file": "tahoe._run.embed_file", "load_model": "tahoe.model"}

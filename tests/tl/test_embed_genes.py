@@ -88,6 +88,8 @@ def test_without_context(tiny, full_cells):
         ),
         ({"groupby": "alike"}, r"groups of obs\['alike'\] have the same name, or differ only by"),
         ({"groupby": "kind", "context": False}, "with context=False the embeddings are the same in all cells"),
+        ({"groupby": "kind", "context": "all"}, "with context='all' the embeddings are the same in all cells"),
+        ({"context": "some"}, "context='some'; it must be"),
         ({"layer": "nothing"}, "does not exist"),
     ],
 )
@@ -106,3 +108,34 @@ def test_a_result_that_does_not_fit(tiny, full_cells, monkeypatch):
     monkeypatch.setattr("os.sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 100)
     with pytest.raises(InputError, match=r"would need .* GiB .*choose a groupby= with fewer groups"):
         tahoe.tl.embed_genes(full_cells, tiny)
+
+
+def written_out(model, ids: torch.Tensor) -> torch.Tensor:
+    """Masked tokens `ids`, all of which see each other, in plain torch."""
+    network = model.network
+    x = network.gene_norm(network.genes.weight[ids]) + network.flag.weight[1]
+    for layer in network.layers:
+        q, k, v = layer.qkv(layer.attention_norm(x)).chunk(3, dim=-1)
+        heads = [t.unflatten(-1, (-1, layer.head_size)).transpose(0, 1) for t in (q, k, v)]
+        scores = heads[0] @ heads[1].transpose(1, 2) / layer.head_size**0.5
+        x = x + layer.attention_out((scores.softmax(-1) @ heads[2]).transpose(0, 1).flatten(1))
+        x = x + layer.down(layer.activation(layer.up(layer.feed_forward_norm(x))))
+    return network.norm(x)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("hide_masked", [True, False])
+def test_all_genes_see_each_other_and_no_cell(tiny, full_cells, monkeypatch, hide_masked):
+    monkeypatch.setattr("tahoe._run.all_genes.CHUNK", 500)
+    object.__setattr__(tiny.network.config, "hide_masked", hide_masked)
+    tahoe.tl.embed_genes(full_cells, tiny, context="all")
+    ids = torch.tensor(sorted(tiny.vocabulary.ids.values()))
+    expected = torch.full((int(ids.max()) + 1, tiny.config.d_model), torch.nan)
+    for chunk in ids.split(500):
+        expected[chunk] = written_out(tiny, chunk)
+    tokens = tiny.vocabulary.tokens_of(full_cells.var_names)
+    ours = full_cells.varm["tahoe"]
+    np.testing.assert_allclose(ours[tokens >= 0], expected[tokens[tokens >= 0]], atol=1e-5, rtol=0)
+    assert np.isnan(ours[tokens < 0]).all()
+    assert full_cells.uns["tahoe"]["context"] == "all"
+    assert "tahoe_n_cells" not in full_cells.varm

@@ -1,4 +1,4 @@
-"""The command line: `tahoe embed`, `map-genes`, `download`, `info` and `demo`."""
+"""The command line: `tahoe embed`, `map-genes`, `download`, `info`, `evaluate` and `demo`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tahoe.cli.evaluate import evaluate
 from tahoe.errors import TahoeError
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def commands(state: dict[str, Any], debug: bool, quiet: bool) -> None:
     tahoe download 70m                            fetch a model ahead of time
     tahoe embed cells.h5ad -o embedded.h5ad       add the embedding to a file that fits into memory
     tahoe embed atlas.zarr -o atlas-tahoe.zarr    embed a file of any size, a block at a time
+    tahoe evaluate embedded.h5ad --label cell_type --rep X_tahoe -o report   is it better than PCA
     """
     from tahoe.settings import settings
 
@@ -217,6 +219,8 @@ def demo(output: str) -> None:
 
     run(output)
 
+
+commands.add_command(evaluate)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,6 +7,7 @@ import numpy as np
 
 from tahoe._cells.objects import check_adata
 from tahoe._cells.slots import copy_or_self, groups_of, slot_names
+from tahoe._run.all_genes import all_gene_vectors
 from tahoe._run.inputs import check_at_least, read_inputs
 from tahoe._run.means import GeneMeans, check_fits
 from tahoe._run.parameters import document_parameters
@@ -30,7 +31,7 @@ def embed_genes(
     adata: AnnData,
     model: str | os.PathLike[str] | TahoeModel = "70m",
     *,
-    context: bool = True,
+    context: bool | str = True,
     groupby: str | None = None,
     layer: str | None = None,
     mask_var: str | np.ndarray | None = None,
@@ -53,7 +54,9 @@ def embed_genes(
     ----------
     context
         False gives the input embeddings, with which the genes enter the network: the same in all cells, without a pass
-        over them.
+        over them. ``"all"`` gives the outputs of the network for all genes of its vocabulary at once, with their values
+        hidden and without a cell: also the same in all cells. The authors of Tahoe-x1 call these three «EA» (True),
+        «GE» (False) and «TE» (``"all"``; 30,000 tokens see each other, which takes minutes on a CPU).
     key_added
         Name of the embeddings in ``adata.varm`` and of their record in ``adata.uns``; with `groupby`,
         ``f"{key_added}_{group}"`` in ``adata.varm`` for each group, with ``_`` for any ``/`` in its name.
@@ -66,7 +69,7 @@ def embed_genes(
         The embeddings, NaN for a gene that no cell expresses or the model does not know. With `groupby` one such array
         for each group, under ``f"{key_added}_{group}"``.
     ``adata.varm[f"{key_added}_n_cells"]`` : `numpy.ndarray` (int64, genes × groups)
-        How many cells each mean is taken over. One column without `groupby`; not with ``context=False``.
+        How many cells each mean is taken over. One column without `groupby`; only with ``context=True``.
     ``adata.uns[key_added]`` : `dict`
         What is needed to repeat this; with `groupby` also ``"groups"``, the names of the groups in their order, and
         ``"group_sizes"``, how many cells each has.
@@ -77,7 +80,8 @@ def embed_genes(
     ------
     tahoe.errors.InputError
         If `groupby` is not a column of ``adata.obs``, has missing values, a group named ``n_cells``, or goes with
-        ``context=False``, if the result would not fit in memory, or as `tahoe.tl.embed`.
+        ``context=False`` or ``"all"``, if `context` is anything else, if the result would not fit in memory, or as
+        `tahoe.tl.embed`.
     tahoe.errors.GeneError, tahoe.errors.ModelError, tahoe.errors.DeviceError
         As `tahoe.tl.embed`.
 
@@ -91,8 +95,12 @@ def embed_genes(
     """
     check_adata(adata)
     check_at_least(max_length=(max_length, 2))
-    if groupby is not None and not context:
-        message = f"groupby={groupby!r}, but with context=False the embeddings are the same in all cells; omit it"
+    if context not in (True, False, "all"):
+        message = f"context={context!r}; it must be True, False or 'all'"
+        raise InputError(message)
+    context = context if context == "all" else bool(context)
+    if groupby is not None and context is not True:
+        message = f"groupby={groupby!r}, but with context={context!r} the embeddings are the same in all cells; omit it"
         raise InputError(message)
     codes, groups = groups_of(adata, groupby)
     counts = f"{key_added}_n_cells"
@@ -112,7 +120,9 @@ def embed_genes(
     )
     record = inputs.record(context=context, groupby=groupby, max_length=max_length, seed=seed)
     record |= {} if groupby is None else {"groups": groups, "group_sizes": np.bincount(codes).tolist()}
-    if context:
+    if context == "all":
+        varm = {key_added: all_gene_vectors(inputs.model, inputs.result_tokens)}
+    elif context:
         check_fits(
             24 * len(groups) * adata.n_vars * inputs.model.config.d_model,
             f"{len(groups)} groups × {adata.n_vars} genes; choose a groupby= with fewer groups, or fewer genes",
