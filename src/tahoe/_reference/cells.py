@@ -79,8 +79,8 @@ class Cells:
             names = [str(name) for name in (element.asstr() if is_text else element)[start:stop]]
         return np.array([name.encode() for name in names], dtype=np.bytes_)
 
-    def column(self, key: str, argument: str) -> pd.Categorical:
-        """A column of obs, as categories."""
+    def column(self, key: str, argument: str) -> Any:
+        """A column of obs, as a `pandas.Categorical` of strings."""
         if key not in self.adata.obs:
             columns = self.adata.obs.columns
             message = f"{argument}={key!r} is not a column of obs of {self.who}, which has {listed(list(columns))}"
@@ -93,9 +93,8 @@ class Cells:
         if not len(column.cat.categories):
             message = f"{argument}={key!r} is missing for all cells of {self.who}"
             raise InputError(message)
-        return pd.Categorical.from_codes(
-            column.cat.codes.to_numpy(dtype=np.int64), [str(name) for name in column.cat.categories]
-        )
+        labels = pd.Index([str(name) for name in column.cat.categories])
+        return pd.Categorical.from_codes(column.cat.codes.to_numpy(dtype=np.int64), labels)
 
     def sample(self) -> bytes:
         """Some vectors, spread over all, by which these cells are told from others."""

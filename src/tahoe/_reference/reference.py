@@ -145,7 +145,7 @@ class Reference:
             message = f"rows must be row numbers of the reference, from 0 to {self.n_cells - 1}, in one dimension"
             raise InputError(message)
         codes = {key: self.codes(key)[rows].astype(np.int64) for key in self.obs_keys}
-        columns = {key: pd.Categorical.from_codes(codes[key], self.labels(key)) for key in codes}
+        columns = {key: pd.Categorical.from_codes(codes[key], pd.Index(self.labels(key))) for key in codes}
         return pd.DataFrame(columns, index=pd.Index(self.obs_names(rows).astype(str)))
 
     @cached_property

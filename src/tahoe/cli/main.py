@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tahoe.cli.reference import annotate, reference
 from tahoe.errors import TahoeError
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def commands(state: dict[str, Any], debug: bool, quiet: bool) -> None:
     tahoe download 70m                            fetch a model ahead of time
     tahoe embed cells.h5ad -o embedded.h5ad       add the embedding to a file that fits into memory
     tahoe embed atlas.zarr -o atlas-tahoe.zarr    embed a file of any size, a block at a time
+    tahoe reference build atlas-tahoe.zarr …      make a reference of it
+    tahoe annotate cells.h5ad …                   take labels from a reference
     """
     from tahoe.settings import settings
 
@@ -208,6 +211,10 @@ def demo(output: str) -> None:
     from tahoe.cli.demo import run
 
     run(output)
+
+
+commands.add_command(reference)
+commands.add_command(annotate)
 
 
 if __name__ == "__main__":
