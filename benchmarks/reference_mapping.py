@@ -119,7 +119,7 @@ def ingest(pair: Pair) -> np.ndarray | str:
     try:
         sc.tl.umap(reference, random_state=0)
         sc.tl.ingest(query, reference, obs="type")
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  whatever pynndescent raises
         return f"fails: {type(error).__name__}"
     return query.obs["type"].astype(str).to_numpy()
 
