@@ -145,10 +145,8 @@ def labels_table(pair: Pair) -> list[dict[str, object]]:
         rows.append(row)
     rows.append({"pair": pair.name, "way": "kNN on joint PCA-50", **scores(truth, joint_pca(pair))})
     told = ingest(pair)
-    rows.append(
-        {"pair": pair.name, "way": "scanpy.tl.ingest"}
-        | ({"note": told} if isinstance(told, str) else scores(truth, told))
-    )
+    of_ingest = {"note": told} if isinstance(told, str) else scores(truth, told)
+    rows.append({"pair": pair.name, "way": "scanpy.tl.ingest", **of_ingest})
     return rows
 
 
