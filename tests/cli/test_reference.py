@@ -112,7 +112,7 @@ def test_what_cannot_be(folder, atlas, tmp_path, capsys):
 def test_info(atlas, capsys):
     assert cli.main(["reference", "info", str(atlas), "--check"]) == 0
     told = capsys.readouterr().out
-    assert "150 × 128, float16" in told
+    assert "150 × 128, float32" in told
     assert "10 labels" in told
     assert "as when it was built" in told
 

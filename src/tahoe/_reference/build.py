@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-STORED_DTYPES = ("float16", "float32")
+STORED_DTYPES = ("float32", "float16")
 # Cells of a shard that are read at once.
 READ_AT_ONCE = 8192
 
@@ -49,7 +49,7 @@ def build_reference(
     use_rep: str = "X_tahoe",
     groups: str | None = None,
     index: str | bool = "auto",
-    stored_dtype: str = "float16",
+    stored_dtype: str = "float32",
     n_held_back: int = 5000,
     seed: int = 0,
     cells_per_shard: int = 262_144,
@@ -83,7 +83,7 @@ def build_reference(
         which finds nearly all of the nearest cells in a fraction of the time. ``"auto"`` makes one from a million cells
         on.
     stored_dtype
-        ``"float16"``, or ``"float32"`` for twice the size. Half precision moves a vector by less than 0.0005.
+        ``"float32"``, or ``"float16"`` for half the size, which moves a vector of length one by less than 0.0005.
     n_held_back
         How many cells are held back by chance; of each label 100 are added, if there are so many.
     seed

@@ -25,7 +25,7 @@ def reference() -> None:
 @click.option("--use-rep", default="X_tahoe", show_default=True, help="Where in obsm the embedding is.")
 @click.option("--groups", help="Column of obs by which cells are held back for calibration, such as the donor.")
 @click.option("--index/--no-index", default=None, help="Search through an index; by default from a million cells on.")
-@click.option("--stored-dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True)
+@click.option("--stored-dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True)
 @click.option("--n-held-back", default=5000, show_default=True, help="Cells that are held back.")
 @click.option("--seed", default=0, show_default=True, help="Of the choice of these.")
 @click.option("--cells-per-shard", default=262_144, show_default=True, help="Cells that a killed build loses at most.")
