@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import warnings
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -7,6 +9,9 @@ import pytest
 
 import tahoe
 from tahoe import cli
+
+# of rare types among 150 cells
+pytestmark = pytest.mark.filterwarnings("ignore:.*can hardly win")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +39,8 @@ def atlas(folder):
 @pytest.fixture(scope="module")
 def expected(folder, atlas):
     cells = anndata.read_h5ad(folder / "new.h5ad")
-    with tahoe.settings.override(progress=False, device="cpu", dtype="float32"):
+    with tahoe.settings.override(progress=False, device="cpu", dtype="float32"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         tahoe.tl.transfer_labels(cells, atlas, obs_key="bulk_labels", k=10, alpha=0.1)
     return cells
 

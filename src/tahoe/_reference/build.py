@@ -130,7 +130,7 @@ def build_reference(
         if client is not None and cells.path is None:
             message = "client= goes with a source in a file, which the workers read; an AnnData is in this process"
             raise InputError(message)
-        record = cells.record
+        width, record = int(cells.rows.shape[1]), cells.record
         names = list(dict.fromkeys([*keys, *([] if groups is None else [groups])]))
         columns = {key: cells.column(key, "groups" if key not in keys else "obs_keys") for key in names}
         if groups is not None and len(columns[groups].categories) < 2:
@@ -149,9 +149,14 @@ def build_reference(
         _begin(partial, resume, _fingerprint(cells, record, columns, parameters))
         try:
             work.all(client)
-            manifest = {"n_cells": cells.n_cells, "width": int(cells.rows.shape[1]), "embedding": plain(record)}
+            manifest = {"n_cells": cells.n_cells, "width": width, "embedding": plain(record)}
             manifest |= {**parameters, "groups": groups, "seed": seed, "tahoe_version": version("tahoe-anndata")}
-            _finish(work, manifest, columns, keys, n_held_back, indexed, client)
+            try:
+                _finish(work, manifest, columns, keys, n_held_back, indexed, client)
+            except InputError:  # which no resumed build would be spared
+                (partial / RUN_FILE).unlink()
+                shutil.rmtree(work.place)
+                raise
             work.place.rename(target)
             (partial / RUN_FILE).unlink()
         except OSError as error:

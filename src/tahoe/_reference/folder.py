@@ -124,7 +124,7 @@ def _no_reference(folder: Path) -> str:
 def plain(value: Any) -> Any:
     """A value of provenance as JSON has it."""
     if isinstance(value, dict):
-        return {str(key): plain(each) for key, each in value.items()}
+        return {str(key): plain(value[key]) for key in sorted(value)}
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     return [plain(each) for each in value] if isinstance(value, list | tuple) else value

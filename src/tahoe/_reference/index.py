@@ -1,7 +1,7 @@
-"""The index of a large reference, by the library faiss: inverted lists over the vectors, in one file a shard.
+"""The index of a large reference, by the library faiss: inverted lists of the vectors in 8 bits, in a mapped file.
 
-The lists are told apart by centres that all shards share, so shards are made independently and searched with the same
-choice of lists. An index finds candidates; which of them are nearest is decided by the stored vectors.
+All shards share the centres of the lists. So each is made by itself, and a build goes on where it was stopped; at the
+end they are merged. An index finds candidates; which of them are nearest is decided by the stored vectors.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 LIBRARY = "faiss"
 # From here on an index pays: exact search takes some ten milliseconds a cell.
 LARGE = 1_000_000
-CENTRES, SUFFIX = "centres.faiss", ".faiss"
+CENTRES, LISTS, LISTS_DATA, SUFFIX = "centres.faiss", "lists.faiss", "lists.ivfdata", ".faiss"
 # Lists that are looked into, and candidates for each neighbour that is wanted.
 PROBES, CANDIDATES = 64, 2
 # Vectors that the centres of each list are learned from.
@@ -54,29 +54,42 @@ def wanted(index: str | bool, n_cells: int) -> bool:
 
 
 def build(place: Path, vectors: Vectors, seed: int, client: Any = None) -> dict[str, Any]:
-    """Write the index of all shards, those that are not there yet; gives what the manifest says of it."""
+    """Write the index, of what is not there yet; gives what the manifest says of it."""
+    import faiss
+    from faiss.contrib.ondisk import merge_ondisk
+
+    folder, n_lists = place / INDEX, n_lists_for(len(vectors))
+    if not (folder / CENTRES).exists():
+        folder.mkdir(exist_ok=True)
+        _write(_trained(vectors, n_lists, seed), folder / CENTRES)
+    shards = [shard_file(place, INDEX, number, SUFFIX) for number in range(len(vectors.shards))]
+    if not (folder / LISTS).exists():
+        if client is None:
+            for number in range(len(shards)):
+                _build_shard(place, number)
+        else:
+            client.gather(client.map(_build_shard, [place] * len(shards), range(len(shards)), pure=False))
+        merged = faiss.read_index(str(folder / CENTRES))
+        # the vectors of each list behind each other, in a file that is mapped
+        merge_ondisk(merged, [str(shard) for shard in shards], str(folder / LISTS_DATA))
+        # by its name alone: the folder will have another one
+        faiss.downcast_InvertedLists(merged.invlists).filename = LISTS_DATA
+        _write(merged, folder / LISTS)
+    for file in (folder / CENTRES, *shards):
+        file.unlink(missing_ok=True)
+    return {"library": LIBRARY, "version": faiss.__version__, "lists": n_lists, "probes": min(PROBES, n_lists)}
+
+
+def _trained(vectors: Vectors, n_lists: int, seed: int) -> Any:
+    """An empty index, whose centres were learned from some of the vectors."""
     import faiss
 
-    centres = place / INDEX / CENTRES
-    n_lists = n_lists_for(len(vectors))
-    if not centres.exists():
-        (place / INDEX).mkdir(exist_ok=True)
-        generator = np.random.default_rng(seed)
-        rows = np.sort(generator.choice(len(vectors), min(len(vectors), LEARNED_FROM * n_lists), replace=False))
-        learned = vectors.take(rows)
-        learned = np.ascontiguousarray(learned[np.isfinite(learned[:, 0])])
-        empty = faiss.index_factory(vectors.width, f"IVF{n_lists},SQ8", faiss.METRIC_INNER_PRODUCT)
-        empty.cp.seed, empty.cp.min_points_per_centroid = seed, 1
-        empty.train(learned)
-        _write(empty, centres)
-    numbers = range(len(vectors.shards))
-    if client is None:
-        for number in numbers:
-            _build_shard(place, number)
-    else:
-        futures = client.map(_build_shard, [place] * len(numbers), numbers, pure=False)
-        client.gather(futures)
-    return {"library": LIBRARY, "version": faiss.__version__, "lists": n_lists, "probes": min(PROBES, n_lists)}
+    rows = np.random.default_rng(seed).choice(len(vectors), min(len(vectors), LEARNED_FROM * n_lists), replace=False)
+    learned = vectors.take(np.sort(rows))
+    empty = faiss.index_factory(vectors.width, f"IVF{n_lists},SQ8", faiss.METRIC_INNER_PRODUCT)
+    empty.cp.seed, empty.cp.min_points_per_centroid = seed, 1
+    empty.train(np.ascontiguousarray(learned[np.isfinite(learned[:, 0])]))
+    return empty
 
 
 def n_lists_for(n_cells: int) -> int:
@@ -122,21 +135,12 @@ def search(folder: Path, index: dict[str, Any], queries: np.ndarray, k: int) -> 
 
     usable = np.flatnonzero(np.isfinite(queries).all(axis=1))
     asked, n = np.ascontiguousarray(queries[usable]), CANDIDATES * k
-    best = np.full((len(usable), n), -np.inf, dtype=np.float32)
-    rows = np.full((len(usable), n), -1, dtype=np.int64)
-    lists = None
-    for number in range(len(list((folder / INDEX).glob(f"[0-9]*{SUFFIX}")))):
-        # mapped: only the lists that are looked into are read
-        file = str(shard_file(folder, INDEX, number, SUFFIX))
-        shard = faiss.read_index(file, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
-        shard.nprobe = index["probes"]
-        if lists is None:
-            products, lists = shard.quantizer.search(asked, shard.nprobe)
-        scores, found = shard.search_preassigned(asked, n, lists, products)
-        scores[found < 0] = -np.inf
-        best, rows = np.concatenate([best, scores], axis=1), np.concatenate([rows, found], axis=1)
-        order = np.argsort(-best, axis=1, kind="stable")[:, :n]
-        best, rows = np.take_along_axis(best, order, 1), np.take_along_axis(rows, order, 1)
+    opened = faiss.read_index(str(folder / INDEX / LISTS), faiss.IO_FLAG_SKIP_IVF_DATA)
+    lists = faiss.downcast_InvertedLists(opened.invlists)
+    lists.filename, lists.read_only = str(folder / INDEX / LISTS_DATA), True
+    lists.do_mmap()  # only the lists that are looked into are read
+    opened.nprobe = index["probes"]
+    _, rows = opened.search(asked, n)
     candidates = np.full((len(queries), n), -1, dtype=np.int64)
     candidates[usable] = rows
     return candidates

@@ -46,7 +46,7 @@ def label_shares(neighbors: np.ndarray, distances: np.ndarray, codes: np.ndarray
     weights = np.where(of_neighbors >= 0, weights_of(distances), 0)
     place = np.arange(len(neighbors))[:, None] * n_labels + np.maximum(of_neighbors, 0)
     sums = np.bincount(place.ravel(), weights.ravel(), minlength=len(neighbors) * n_labels)
-    sums = sums.reshape(len(neighbors), n_labels)
+    sums = sums.astype(np.float64).reshape(len(neighbors), n_labels)  # of nothing, numpy counts in integers
     total = sums.sum(axis=1, keepdims=True)
     return np.divide(sums, total, out=np.zeros_like(sums), where=total > 0).astype(np.float32)
 
@@ -126,11 +126,12 @@ class Calibration:
 def _rising(share: np.ndarray, right: np.ndarray) -> np.ndarray:
     """How often a first label with this share is right, as a rising curve; its ends are kept off 0 and 1.
 
-    A cell that is right and one that is wrong are added to the data, so that few cells do not prove certainty.
+    At each end a cell that is right and one that is wrong are added, so that few cells do not prove certainty.
     """
     from sklearn.isotonic import IsotonicRegression
 
-    x, y = np.concatenate([share, [share.min(initial=1), 1]]), np.concatenate([right, [0, 1]]).astype(float)
+    least = share.min(initial=1)
+    x, y = np.concatenate([share, [least, least, 1, 1]]), np.concatenate([right, [0, 1, 0, 1]]).astype(float)
     fitted = IsotonicRegression(y_min=0, y_max=1).fit(x, y)
     return np.stack([fitted.X_thresholds_, fitted.y_thresholds_])
 

@@ -40,10 +40,10 @@ class Vectors:
         return self.shards[0].shape[1]
 
     def blocks(self, size: int) -> Iterator[tuple[int, np.ndarray]]:
-        """All rows in their order, float32, and the number of the first in each block."""
+        """All rows in their order, float32, and the number of the first in each block. They are copies, not the map."""
         for first, shard in zip(self.starts, self.shards, strict=False):
             for start in range(0, len(shard), size):
-                yield int(first) + start, np.asarray(shard[start : start + size], dtype=np.float32)
+                yield int(first) + start, np.array(shard[start : start + size], dtype=np.float32)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Some rows, float32, in the shape of their numbers; of a number below 0 the vector is NaN."""
