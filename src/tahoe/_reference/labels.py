@@ -45,8 +45,8 @@ def label_shares(neighbors: np.ndarray, distances: np.ndarray, codes: np.ndarray
     of_neighbors = np.where(neighbors >= 0, codes[np.maximum(neighbors, 0)], -1).astype(np.int64)
     weights = np.where(of_neighbors >= 0, weights_of(distances), 0)
     place = np.arange(len(neighbors))[:, None] * n_labels + np.maximum(of_neighbors, 0)
-    sums = np.bincount(place.ravel(), weights.ravel(), minlength=len(neighbors) * n_labels)
-    sums = sums.astype(np.float64).reshape(len(neighbors), n_labels)  # of nothing, numpy counts in integers
+    counted = np.bincount(place.ravel(), weights.ravel(), minlength=len(neighbors) * n_labels)
+    sums = counted.astype(np.float64).reshape(len(neighbors), n_labels)  # of nothing, numpy counts in integers
     total = sums.sum(axis=1, keepdims=True)
     return np.divide(sums, total, out=np.zeros_like(sums), where=total > 0).astype(np.float32)
 

@@ -6,6 +6,7 @@ import csv
 import inspect
 import logging
 import shutil
+import warnings
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,7 @@ from tahoe._reference.reference import Reference, load_reference
 from tahoe._reference.transfer import CELLS_AT_ONCE, UNKNOWN, Transfer
 from tahoe._reference.vectors import unit
 from tahoe._run.embed_file import embed_file
+from tahoe._run.shards import writing, writing_all_strings
 from tahoe.errors import InputError
 from tahoe.model.causes import why_not_written
 from tahoe.model.loading import choose_device
@@ -141,12 +143,9 @@ def _embed(source: str, embedded: Path, atlas: Reference, *, model: str | None, 
 def _copy(source: str, place: Path, atlas: Reference) -> None:
     """Copy an embedding that is there, with obs and var, into a store of its own, a block at a time."""
     import zarr
-    from anndata.io import write_elem
-
-    from tahoe._run.shards import writing_all_strings
 
     shutil.rmtree(place, ignore_errors=True)
-    with opened(source, atlas.use_rep) as cells, writing_all_strings():
+    with opened(source, atlas.use_rep) as cells:
         _check_embedding(cells, atlas)
         root: Any = zarr.create_group(place, zarr_format=3)
         root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
@@ -156,8 +155,8 @@ def _copy(source: str, place: Path, atlas: Reference) -> None:
         names = cells.adata.copy_obs(root["obs"], True, "")
         frame = {"encoding-type": "dataframe", "encoding-version": "0.2.0", "column-order": names}
         root["obs"].attrs.update(frame)
-        write_elem(root, "var", cells.adata.var)
-        write_elem(root["uns"], atlas.use_rep, cells.record)
+        _write_element(root, "var", cells.adata.var)
+        _write_element(root["uns"], atlas.use_rep, cells.record)
         _new(root["obsm"], atlas.use_rep, cells.rows.shape, str(cells.rows.dtype))
         for start in range(0, cells.n_cells, CELLS_AT_ONCE):
             part = slice(start, start + CELLS_AT_ONCE)
@@ -167,7 +166,6 @@ def _copy(source: str, place: Path, atlas: Reference) -> None:
 def _in_memory(source: str, atlas: Reference, target: Path, obs_keys: list[str], **how: Any) -> None:
     from tahoe._cells.opening import open_source
     from tahoe._run.lock import sole_run
-    from tahoe._run.shards import writing, writing_all_strings
     from tahoe.tl import transfer_labels
 
     how.pop("resume")
@@ -230,7 +228,6 @@ def _rounded(values: np.ndarray) -> list[str]:
 def _write_store(cells: Cells, plan: Transfer, place: Path) -> None:
     """Add the labels to a store that `embed_file` wrote, as `tahoe.tl.transfer_labels` would."""
     import zarr
-    from anndata.io import write_elem
 
     root: Any = zarr.open_group(place, mode="r+", use_consolidated=False)
     obs, n_cells = root["obs"], cells.n_cells
@@ -243,14 +240,14 @@ def _write_store(cells: Cells, plan: Transfer, place: Path) -> None:
                 del obs[slot]
         column = obs.create_group(name)
         column.attrs.update({"encoding-type": "categorical", "encoding-version": "0.2.0", "ordered": False})
-        write_elem(column, "categories", np.array(labels, dtype=object))
+        _write_element(column, "categories", np.array(labels, dtype=object))
         _new(column, "codes", (n_cells,), "int32")
         for end in ("confidence", "novelty_p"):
             _new(obs, f"{name}_{end}", (n_cells,), "float64")
         width = len(plan.reference.labels(key))
         _new(root["obsm"], f"{name}_shares", (n_cells, width), "float32")
         _new(root["obsm"], f"{name}_set", (n_cells, width), "bool")
-        write_elem(root["uns"], name, {"tahoe_version": version("tahoe-anndata"), **plan.record(key)})
+        _write_element(root["uns"], name, {"tahoe_version": version("tahoe-anndata"), **plan.record(key)})
     for start, stop, told in _blocks(cells, plan):
         for key, labels in told.items():
             name, known = f"{key}_tahoe", plan.reference.labels(key)
@@ -274,9 +271,16 @@ def _new(group: Any, name: str, shape: tuple[int, ...], dtype: str) -> None:
     array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
 
 
-def _consolidate(root: Any) -> None:
-    import warnings
+def _write_element(group: Any, name: str, value: Any) -> None:
+    from anndata.io import write_elem
 
+    with warnings.catch_warnings(), writing_all_strings():
+        # on the next version of anndata
+        warnings.filterwarnings("ignore", message="zarr v3 autosharding")
+        write_elem(group, name, value)
+
+
+def _consolidate(root: Any) -> None:
     import zarr
 
     with warnings.catch_warnings():
