@@ -269,7 +269,9 @@ def measure(name: str, path: Path) -> None:
         seconds = time.process_time() - start
         print(
             f"{name}: {len(vectors):,} × {vectors.shape[1]} built in {seconds:.0f} s of one core"
-            f" ({len(vectors) / seconds:,.0f}/s), peak {memory():.2f} GB ({before:.2f} before), file {file.stat().st_size / 1e9:.2f} GB", flush=True,
+            f" ({len(vectors) / seconds:,.0f}/s), peak {memory():.2f} GB ({before:.2f} before),"
+            f" file {file.stat().st_size / 1e9:.2f} GB",
+            flush=True,
         )  # fmt: skip
         return
     library.open(file, vectors.shape[1])
