@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import tahoe
-from tahoe.errors import InputError, ModelError
+from tahoe.errors import InputError, ModelError, TahoeWarning
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +110,7 @@ def test_bad_arguments(blood, atlas):
 def test_a_cell_without_a_vector(blood, atlas):
     cells = blood[120:].copy()
     cells.obsm["X_tahoe"][1] = np.nan
-    tahoe.tl.search(cells, atlas, k=3)
+    with pytest.warns(TahoeWarning, match="1 of 40 cells have no embedding"):
+        tahoe.tl.search(cells, atlas, k=3)
     assert (cells.obsm["tahoe_neighbors"][1] == -1).all()
     assert np.isnan(cells.obsm["tahoe_neighbors_distances"][1]).all()

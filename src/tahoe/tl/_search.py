@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from tahoe._cells.slots import check_key, copy_or_self, write
 from tahoe._reference.reference import load_reference
 from tahoe._reference.transfer import CELLS_AT_ONCE
 from tahoe._reference.vectors import unit
+from tahoe.errors import TahoeWarning
 from tahoe.model.loading import choose_device
 from tahoe.settings import settings
 from tahoe.tl._query import check_query, embed_as
@@ -86,6 +88,11 @@ def search(
     tahoe.errors.ModelError
         If it was made with another model or vocabulary.
 
+    Warns
+    -----
+    tahoe.errors.TahoeWarning
+        If cells have no embedding.
+
     Examples
     --------
     >>> import tahoe, tempfile
@@ -112,6 +119,10 @@ def search(
         part = slice(start, start + CELLS_AT_ONCE)
         rows[part], distances[part] = opened.nearest(unit(vectors[part]), k, exact=exact, device=where)
     distances[rows < 0] = np.nan
+    missing = int((rows < 0).all(axis=1).sum())
+    if missing:
+        message = f"{missing} of {adata.n_obs} cells have no embedding (NaN), and find nothing"
+        warnings.warn(message, TahoeWarning, stacklevel=2)
     found = np.unique(rows[rows >= 0])
     record = {
         "tahoe_version": version("tahoe-anndata"),
