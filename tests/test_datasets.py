@@ -3,6 +3,7 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
+import pytest
 import scanpy as sc
 from scipy import sparse
 
@@ -31,3 +32,14 @@ def test_each_call_gives_a_new_object():
     first, second = tahoe.datasets.pbmc68k(), tahoe.datasets.pbmc68k()
     first.X.data[:] = 0
     assert second.X.data.min() == 1
+
+
+def test_the_reference_of_pbmc68k_labels_cells(tmp_path):
+    blood = tahoe.datasets.pbmc68k_reference(tmp_path / "blood.tahoe")
+    assert tahoe.datasets.pbmc68k_reference(tmp_path / "blood.tahoe").fingerprint == blood.fingerprint
+    cells = tahoe.datasets.pbmc68k()[:40].copy()
+    with pytest.warns(tahoe.errors.TahoeWarning, match="2 of 10 labels have fewer than k=15 cells"):
+        tahoe.tl.transfer_labels(cells, blood, obs_key="bulk_labels", k=15)
+    # its own cells, none of which votes for itself
+    first = np.array(blood.labels("bulk_labels"))[cells.obsm["bulk_labels_tahoe_shares"].argmax(axis=1)]
+    assert 0.6 < (first == cells.obs["bulk_labels"]).mean() < 1

@@ -37,7 +37,8 @@ def test_the_model_page_names_what_exists():
     names = listed("model")
     assert {"tahoe.load_model", "tahoe.TahoeModel"} <= names
     assert listed("files") == {"tahoe.embed_file"}
-    for name in names:
+    assert listed("reference") == {"tahoe.build_reference", "tahoe.load_reference", "tahoe.Reference"}
+    for name in names | listed("reference"):
         module, _, attribute = name.rpartition(".")
         assert hasattr(importlib.import_module(module), attribute), name
 

@@ -17,27 +17,26 @@ from tahoe.settings import settings
 
 if TYPE_CHECKING:
     from tahoe import datasets, errors, evaluate, get, model, pl, pp, tl
+    from tahoe._reference.build import build_reference
+    from tahoe._reference.reference import Reference, load_reference
     from tahoe._run.embed_file import embed_file
     from tahoe.model import TahoeModel, load_model
 
 __version__ = version("tahoe-anndata")
 __all__ = [
-    "TahoeModel",
-    "datasets",
-    "embed_file",
-    "errors",
-    "evaluate",
-    "get",
-    "load_model",
-    "model",
-    "pl",
-    "pp",
-    "settings",
-    "tl",
-]
+    "Reference", "TahoeModel", "build_reference", "datasets", "embed_file", "errors", "evaluate", "get", "load_model",
+    "load_reference", "model", "pl", "pp", "settings", "tl",
+]  # fmt: skip
 
 # Loaded at the first use, so that `import tahoe` costs nothing: torch alone takes seconds.
-_FROM = {"TahoeModel": "tahoe.model", "embed_file": "tahoe._run.embed_file", "load_model": "tahoe.model"}
+_FROM = {
+    "Reference": "tahoe._reference.reference",
+    "TahoeModel": "tahoe.model",
+    "build_reference": "tahoe._reference.build",
+    "embed_file": "tahoe._run.embed_file",
+    "load_model": "tahoe.model",
+    "load_reference": "tahoe._reference.reference",
+}
 
 
 def __getattr__(name: str) -> Any:

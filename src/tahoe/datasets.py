@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import os
+
     from anndata import AnnData
 
-__all__ = ["pbmc68k"]
+    from tahoe._reference.reference import Reference
+
+__all__ = ["pbmc68k", "pbmc68k_reference"]
 
 
 def pbmc68k() -> AnnData:
@@ -48,3 +52,41 @@ def pbmc68k() -> AnnData:
     matrix = sparse.csr_matrix((counts, normalised.indices, normalised.indptr), shape=normalised.shape)
     obs = scaled.obs[["bulk_labels", "n_genes", "n_counts", "percent_mito", "phase"]].copy()
     return anndata.AnnData(matrix, obs=obs, var=pd.DataFrame(index=scaled.raw.var_names))
+
+
+def pbmc68k_reference(path: str | os.PathLike[str]) -> Reference:
+    """Make a small reference of `pbmc68k` with the demo model, for trying out label transfer: not for science.
+
+    Parameters
+    ----------
+    path
+        Folder to write; if it is there already, it is opened.
+
+    Returns
+    -------
+    A reference of 700 cells, with their ``bulk_labels`` (ten cell types) and cell cycle ``phase``. Making it takes some
+    ten seconds.
+
+    Raises
+    ------
+    tahoe.errors.InputError
+        If `path` is something else, or cannot be written.
+
+    Examples
+    --------
+    >>> import tahoe, tempfile
+    >>> blood = tahoe.datasets.pbmc68k_reference(tempfile.mkdtemp() + "/blood.tahoe")
+    >>> len(blood.labels("bulk_labels"))
+    10
+    """
+    from pathlib import Path
+
+    from tahoe._reference.build import build_reference
+    from tahoe._reference.reference import load_reference
+    from tahoe.tl import embed
+
+    if Path(path).exists():
+        return load_reference(path)
+    adata = pbmc68k()
+    embed(adata, "demo")
+    return build_reference(adata, path, obs_keys=["bulk_labels", "phase"])

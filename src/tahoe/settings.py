@@ -53,7 +53,7 @@ class Settings:
         if name not in {field.name for field in fields(self)}:
             message = f"settings has no field {name!r}; it has {', '.join(f.name for f in fields(self))}"
             raise InputError(message)
-        if name == "token_budget" and value is not None and not (isinstance(value, Integral) and int(value) >= 1):
+        if name == "token_budget" and value is not None and not (isinstance(value, int) and value >= 1):
             message = f"token_budget={value!r}: it must be a whole number, at least 1, or None"
             raise InputError(message)
         super().__setattr__(name, value)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tahoe.cli.evaluate import evaluate
+from tahoe.cli.reference import annotate, reference
 from tahoe.errors import TahoeError
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ def commands(state: dict[str, Any], debug: bool, quiet: bool) -> None:
     tahoe download 70m                            fetch a model ahead of time
     tahoe embed cells.h5ad -o embedded.h5ad       add the embedding to a file that fits into memory
     tahoe embed atlas.zarr -o atlas-tahoe.zarr    embed a file of any size, a block at a time
+    tahoe reference build atlas-tahoe.zarr …      make a reference of it
+    tahoe annotate cells.h5ad …                   take labels from a reference
     tahoe evaluate embedded.h5ad --label cell_type --rep X_tahoe -o report   is it better than PCA
     """
     from tahoe.settings import settings
@@ -220,7 +223,9 @@ def demo(output: str) -> None:
     run(output)
 
 
-commands.add_command(evaluate)
+for command in (reference, annotate, evaluate):
+    commands.add_command(command)
+
 
 if __name__ == "__main__":
     sys.exit(main())

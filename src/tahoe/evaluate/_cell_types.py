@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tahoe._cells.objects import check_adata
-from tahoe.errors import InputError, TahoeWarning
+from tahoe.errors import InputError, warn
 from tahoe.evaluate import _baselines, _clusters, _neighbors
 from tahoe.evaluate._classifiers import N_NEIGHBORS, classifiers, fold_scores, majority
 from tahoe.evaluate._folds import check_groups, make_folds
@@ -120,7 +119,7 @@ def cell_types(
     folds = make_folds(labels, in_groups, n_folds, seed)
     batches = None if batch is None else _batches(adata, batch, rows)
     if not _clusters.has_leiden():
-        warnings.warn(f"no ARI and no NMI: {_clusters.NEEDS_IGRAPH}", TahoeWarning, stacklevel=2)
+        warn(f"no ARI and no NMI: {_clusters.NEEDS_IGRAPH}")
     counts, are_counts = read_counts(adata, layer=layer, use_raw=use_raw)
     counts = counts[rows]
 
@@ -219,7 +218,7 @@ def _labelled(adata: AnnData, label: str) -> tuple[np.ndarray, np.ndarray]:
     missing = column.isna().to_numpy()
     if missing.any():
         message = f"obs[{label!r}] is missing for {missing.sum()} of {adata.n_obs} cells, which are left out"
-        warnings.warn(message, TahoeWarning, stacklevel=3)
+        warn(message)
     rows = np.flatnonzero(~missing)
     labels = column[~missing].astype(str).to_numpy(dtype=object).astype(str)
     names = np.unique(labels)

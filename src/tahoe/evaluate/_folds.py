@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 
-from tahoe.errors import InputError, TahoeWarning
+from tahoe.errors import InputError, warn
 
 Fold = tuple[np.ndarray, np.ndarray]
 
@@ -74,4 +74,4 @@ def check_groups(labels: np.ndarray, groups: np.ndarray, label: str, key: str) -
             f"{len(alone)} of {len(names)} values of obs[{label!r}] occur in one group of obs[{key!r}] only"
             f" ({', '.join(alone[:3])}): when that group is left out nothing can tell them, and they count as wrong"
         )
-        warnings.warn(message, TahoeWarning, stacklevel=4)
+        warn(message)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tahoe._genes.mapping import map_genes, resolve
-from tahoe.errors import InputError, TahoeWarning
+from tahoe.errors import InputError, warn
 from tahoe.evaluate import _baselines
 from tahoe.evaluate._inputs import names_of, read_counts, read_vectors
 from tahoe.evaluate._table import BASELINE, GIVEN
@@ -61,7 +60,7 @@ def read_genes(adata: AnnData, use_rep: str | Sequence[str], wanted: set[str], l
         has_vector &= _has_vector(vectors[name][rows], name, adata.var_names[rows])
     if not has_vector.all():
         message = f"{(~has_vector).sum()} of {len(rows)} genes have no vector in {names} and are left out everywhere"
-        warnings.warn(message, TahoeWarning, stacklevel=3)
+        warn(message)
     rows = rows[has_vector]
     counts, are_counts = read_counts(adata, layer=layer)
     expression = _baselines.gene_expression(counts, are_counts)[rows]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from scipy import sparse
 from tahoe._cells.matrix import choose_matrix
 from tahoe._cells.slots import column_of
 from tahoe._genes.mapping import gene_columns
-from tahoe.errors import InputError, TahoeWarning
+from tahoe.errors import InputError, warn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -109,5 +108,5 @@ def read_counts(adata: AnnData, *, layer: str | None = None, use_raw: bool = Fal
             f"{matrix.slot} does not hold whole numbers, so the baselines take it as log-normalised already; pass"
             " layer= or use_raw= if there are counts"
         )
-        warnings.warn(message, TahoeWarning, stacklevel=4)
+        warn(message)
     return counts, whole

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -9,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from tahoe._cells.objects import check_adata
-from tahoe.errors import InputError, TahoeWarning
+from tahoe.errors import InputError, warn
 from tahoe.evaluate._inputs import read_column
 from tahoe.evaluate._permutation import pairing_p_value
 from tahoe.evaluate._shifts import energy_distances, linear_shifts, mean_of_others
@@ -165,7 +164,7 @@ def _values(name: str, adata: AnnData, layer: str | None) -> np.ndarray:
         message = (
             f"{name} has values up to {dense.max():g}, which are not logarithms; shifts will be those of few genes"
         )
-        warnings.warn(message, TahoeWarning, stacklevel=5)
+        warn(message)
     return dense
 
 

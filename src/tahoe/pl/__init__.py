@@ -4,5 +4,6 @@ from tahoe.pl._attention import attention
 from tahoe.pl._evaluation import evaluation
 from tahoe.pl._gene_mapping import gene_mapping
 from tahoe.pl._gene_neighbors import gene_neighbors
+from tahoe.pl._label_transfer import label_transfer
 
-__all__ = ["attention", "evaluation", "gene_mapping", "gene_neighbors"]
+__all__ = ["attention", "evaluation", "gene_mapping", "gene_neighbors", "label_transfer"]

@@ -1,0 +1,149 @@
+"""Labels for vectors, from a reference: what `tahoe.tl.transfer_labels` and `tahoe annotate` share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tahoe._reference.folder import listed
+from tahoe._reference.held_back import MOST_NEIGHBORS
+from tahoe._reference.vectors import unit
+from tahoe.errors import InputError, warn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+
+    from tahoe._reference.labels import Calibration, Labels
+    from tahoe._reference.reference import Reference
+
+UNKNOWN = "unknown"
+# Cells whose neighbours are looked for at once.
+CELLS_AT_ONCE = 8192
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """How labels of some columns are taken from a reference; checked when it is made."""
+
+    reference: Reference
+    obs_keys: list[str]
+    k: int
+    alpha: float
+    exact: bool
+    device: Any
+    calibrations: dict[str, Calibration]
+
+    @classmethod
+    def plan(
+        cls, reference: Reference, obs_key: str | Sequence[str], *, k: int, alpha: float, exact: bool, device: Any
+    ) -> Transfer:
+        """Check what is asked for, and calibrate it.
+
+        Raises
+        ------
+        tahoe.errors.InputError
+            If there is no such column, or `k` or `alpha` cannot be.
+
+        Warns
+        -----
+        tahoe.errors.TahoeWarning
+            If labels have too few cells, or too few cells were held back.
+        """
+        keys = [obs_key] if isinstance(obs_key, str) else list(dict.fromkeys(obs_key))
+        if not keys:
+            message = f"obs_key= is empty; the reference {reference.name!r} has {listed(reference.obs_keys)}"
+            raise InputError(message)
+        reference.check_k(k)
+        if k > MOST_NEIGHBORS:
+            message = f"k={k}: held-back cells have {MOST_NEIGHBORS} neighbours, so k must be at most that"
+            raise InputError(message)
+        if not 0 < alpha < 1:
+            message = f"alpha={alpha}; it must be between 0 and 1, such as 0.05"
+            raise InputError(message)
+        calibrations = {key: reference.calibration(key, k) for key in keys}
+        plan = cls(reference, keys, k, alpha, exact, device, calibrations)
+        for key in keys:
+            plan._warn(key)
+        return plan
+
+    def _warn(self, key: str) -> None:
+        labels, codes, calibration = self.reference.labels(key), self.reference.codes(key), self.calibrations[key]
+        n_cells = np.bincount(codes[codes >= 0], minlength=len(labels))
+        few = [label for label, n in zip(labels, n_cells, strict=True) if n < self.k]
+        told = []
+        if few:
+            told.append(
+                f"{len(few)} of {len(labels)} labels have fewer than k={self.k} cells and can hardly win"
+                f" ({listed(few)}); lower k, or join labels"
+            )
+        if calibration.n_sample < math.ceil(1 / self.alpha):
+            told.append(
+                f"only {calibration.n_sample} held-back cells have a label, so confidence is rough, and each set has"
+                " all labels"
+            )
+        if UNKNOWN in labels:
+            told.append(f"{UNKNOWN!r} is a label of the reference too; build it again with these cells' labels missing")
+        for each in told:
+            warn(f"{key!r} of the reference {self.reference.name!r}: {each}")
+
+    def labels(self, vectors: Any, names: Sequence[str] | np.ndarray) -> tuple[dict[str, Labels], np.ndarray]:
+        """Labels of cells, by column, and whether each cell has a vector. A cell never votes for itself."""
+        vectors = unit(vectors)
+        rows, distances = self.reference.nearest(vectors, self.k, exact=self.exact, names=names, device=self.device)
+        # a cell with fewer neighbours than k, since some were itself, has its last one at the end
+        last = np.where(np.isfinite(distances), distances, 0).max(axis=1, initial=0)
+        reach = np.where((rows >= 0).any(axis=1), last, np.nan)
+        there = np.isfinite(vectors).all(axis=1)
+        return {
+            key: self.calibrations[key].labels(
+                rows, distances, reach, np.asarray(self.reference.codes(key)), self.alpha
+            )
+            for key in self.obs_keys
+        }, there
+
+    def is_known(self, labels: Labels) -> np.ndarray:
+        """Where a label is told rather than «unknown»: not novel at the level alpha."""
+        return (labels.codes >= 0) & (labels.novelty_p > self.alpha)
+
+    def named(self, key: str, labels: Labels) -> pd.Categorical:
+        """The labels as they are written, with «unknown»."""
+        return as_categories(self.reference.labels(key), np.where(self.is_known(labels), labels.codes, -1))
+
+    def without_novelty(self, key: str) -> list[str]:
+        """Labels of which too few cells were held back for any cell to be novel at the level alpha."""
+        of_labels = zip(self.reference.labels(key), self.calibrations[key].reach, strict=True)
+        return [label for label, reach in of_labels if 1 / (1 + len(reach)) > self.alpha]
+
+    def record(self, key: str) -> dict[str, Any]:
+        """What is needed to repeat it, for ``uns``."""
+        reference, calibration = self.reference, self.calibrations[key]
+        record = {
+            "reference": reference.name,
+            "reference_fingerprint": reference.fingerprint,
+            "obs_key": key,
+            "labels": reference.labels(key),
+            "k": self.k,
+            "alpha": self.alpha,
+            "exact": bool(self.exact or reference.index is None),
+            "groups": reference.manifest["groups"],
+            "n_held_back": calibration.n_sample,
+            "held_back_accuracy": calibration.accuracy,
+            "set_threshold": calibration.threshold(self.alpha),
+            "labels_without_novelty": self.without_novelty(key) or None,
+        }
+        record |= {name: reference.embedding.get(name) for name in ("model", "model_sha256", "vocabulary_sha256")}
+        return {name: value for name, value in record.items() if value is not None}
+
+
+def as_categories(labels: list[str], codes: np.ndarray) -> pd.Categorical:
+    """Categories of the labels that occur; -1 becomes «unknown»."""
+    import pandas as pd
+
+    values = np.array([*labels, UNKNOWN], dtype=object)[codes]
+    order = [*labels, *([] if UNKNOWN in labels else [UNKNOWN])]
+    return pd.Categorical(values, categories=[label for label in order if label in set(values)])
