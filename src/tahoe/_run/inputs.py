@@ -153,7 +153,7 @@ def read_inputs(
     if first is not None and isinstance(model, str) and model in RELEASES:  # it may have to be downloaded
         matrix.check(first, used & in_released_vocabulary(genes))
     loaded = load_model(model, device=device, dtype=dtype)
-    attention: str | None
+    attention: str | None = settings.attention
     if isinstance(model, TahoeModel):
         device, dtype, attention = loaded.device, loaded.dtype, loaded.attention
     else:
