@@ -58,7 +58,7 @@ def measure(name: str, matrix: sparse.csr_array) -> tuple[int, int]:
     rates = [rate(matrix, columns, model), rate(matrix, shuffled, model), rate(matrix, shuffled, model, 1024)]
     with mock.patch.object(tokenizer, "_compiled", return_value=None):
         rates.append(rate(matrix, shuffled, model))
-    tokens = tokenize(matrix.indptr, matrix.indices, matrix.data, columns, **model)
+    tokens = tokenize(matrix.indptr, matrix.indices, matrix.data, columns, max_length=None, **model)
     differ = sum(
         int((tokens.values[a + 1 : b] != slow_bins(matrix.data[c:d])).sum())
         for a, b, c, d in zip(tokens.bounds, tokens.bounds[1:], matrix.indptr, matrix.indptr[1:], strict=False)

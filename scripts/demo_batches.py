@@ -268,7 +268,7 @@ def wrong_bins(cells: PackedCells, config: ModelConfig, n_cells: int = 200) -> i
         entries = slice(bounds[row], bounds[row + 1])
         columns, counts = cells.counts.ids_E[entries].cpu().numpy(), cells.counts.counts_E[entries].cpu().numpy()
         n, identity = np.array([0, len(columns)]), np.arange(len(cells.vocabulary))
-        tokens = tokenize(n, columns, counts, identity, config=config, vocabulary=cells.vocabulary)
+        tokens = tokenize(n, columns, counts, identity, config=config, vocabulary=cells.vocabulary, max_length=None)
         order = np.argsort(ids[is_gene])
         wrong += int((values[is_gene][order] != tokens.values[1:]).sum())
         wrong += int((ids[is_gene][order] != tokens.ids[1:]).sum())

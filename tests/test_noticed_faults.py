@@ -206,7 +206,7 @@ def _(keys):
 
 @fault(
     "scaled predictions spread over the wrong width",
-    f"{MODEL}.model.N_BINS",
+    f"{MODEL}.config.N_BINS",
     lambda tiny, cells: test_edits.test_scaled_targets_come_back_as_bins(
         tiny, tiny.tokenize(cells.X, tiny.vocabulary.tokens_of(cells.var_names))
     ),
@@ -217,16 +217,16 @@ def _(n_bins):
     return n_bins + 1
 
 
-@fault("scaled targets over the wrong width", f"{MODEL}.training.loop.N_BINS", test_loop.test_scaled_targets)
+@fault("scaled targets over the wrong width", f"{MODEL}.config.N_BINS", test_loop.test_scaled_targets)
 def _(n_bins):
     return n_bins + 1
 
 
-for work in ("train", "evaluate"):
+for work, where in (("train", "loop"), ("evaluate", "objective")):
 
     @fault(
         f"{work} hides a half, whatever the configuration says",
-        f"{MODEL}.training.loop.mask_tokens",
+        f"{MODEL}.training.{where}.mask_tokens",
         test_mask_share.test_the_share_is_that_of_the_configuration,
         0.15,
         work,

@@ -160,7 +160,7 @@ def test_a_damaged_layer_is_not_proposed(full_cells):
     full_cells.layers["counts"] = assembled(sparse.csr_matrix, arrays, full_cells.shape)
     full_cells.X = full_cells.X - sparse.csr_matrix(full_cells.X > 0)
     full_cells.X.data -= 1
-    assert "counts" not in choose_matrix(full_cells).remedy()
+    assert "layers" not in choose_matrix(full_cells).remedy()
 
 
 @st.composite

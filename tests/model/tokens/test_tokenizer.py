@@ -29,11 +29,9 @@ def way(request):
         yield
 
 
-def run(matrix, columns=COLUMNS, config=CONFIG, vocabulary=VOCABULARY, **options):
-    matrix = sparse.csr_array(matrix)
-    return tokenize(
-        matrix.indptr, matrix.indices, matrix.data, columns, config=config, vocabulary=vocabulary, **options
-    )
+def run(matrix, columns=COLUMNS, config=CONFIG, vocabulary=VOCABULARY, max_length=None, **options):
+    matrix, options = sparse.csr_array(matrix), options | {"config": config, "vocabulary": vocabulary}
+    return tokenize(matrix.indptr, matrix.indices, matrix.data, columns, max_length=max_length, **options)
 
 
 def slow_bins(values):

@@ -60,7 +60,9 @@ def test_bins_are_those_of_the_tokenizer(heart, cells, vocabulary, config, panel
     for cell in range(40):
         seen = columns if not panel else np.where(panels[cell % 2].numpy()[columns], columns, -1)
         row = heart.X[[cell]]
-        tokens = tokenize(row.indptr, row.indices, row.data, seen, config=config, vocabulary=vocabulary)
+        tokens = tokenize(
+            row.indptr, row.indices, row.data, seen, config=config, vocabulary=vocabulary, max_length=None
+        )
         genes = views.is_gene_RN[cell].numpy()
         assert genes.sum() == len(tokens.ids) - 1
         ours = by_gene(views.ids_RN[cell].numpy()[genes], views.values_RN[cell].numpy()[genes])
