@@ -38,7 +38,7 @@ def cells() -> anndata.AnnData:
     adata.varm["gaps"] = adata.varm["good"].copy()
     adata.varm["gaps"][:200] = np.nan
     adata.varm["broken"] = adata.varm["good"].copy()
-    adata.varm["broken"][5, 1] = np.nan
+    adata.varm["broken"][6, 1] = np.nan  # a gene of the first set
     adata.var["set"] = member
     return adata
 
