@@ -38,7 +38,7 @@ def cells() -> anndata.AnnData:
     adata.varm["gaps"] = adata.varm["good"].copy()
     adata.varm["gaps"][:200] = np.nan
     adata.varm["broken"] = adata.varm["good"].copy()
-    adata.varm["broken"][5, 1] = np.nan
+    adata.varm["broken"][6, 1] = np.nan  # a gene of the first set
     adata.var["set"] = member
     return adata
 
@@ -200,13 +200,13 @@ def test_matching_takes_expression_away(cells):
 @settings(max_examples=40, deadline=None)
 def test_pairs_are_near_and_no_gene_is_used_twice(n, seed):
     random = np.random.default_rng(seed)
-    values, positive = random.random(n).round(1), random.random(n) > 0.5
+    values, positive = random.random(n).round(2), random.random(n) > 0.5
     rows = matched_pairs(values, positive)
     assert len(set(rows)) == len(rows)
     assert positive[rows].sum() * 2 == len(rows)
     if len(rows):
         apart = np.sort(values[rows][positive[rows]]) - np.sort(values[rows][~positive[rows]])
-        assert np.abs(apart).max() < CALIPER * values.std()
+        assert np.abs(apart).max() < CALIPER
 
 
 @pytest.mark.parametrize(

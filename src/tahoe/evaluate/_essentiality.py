@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-# Genes of a pair differ by less than this many standard deviations of the mean log expression.
-CALIPER = 0.2
+# Genes of a pair differ by less than this in their rank by mean expression, from 0 to 1. Not in the mean itself: most
+# genes that are not essential have next to none, where a small difference is a large one.
+CALIPER = 0.02
 
 
 def essentiality(
@@ -46,8 +47,8 @@ def essentiality(
     labels
         True for essential genes and False for others, by gene symbol or Ensembl id.
     matched
-        Also score pairs of an essential and another gene whose mean log expression differs by less than 0.2 of its
-        standard deviation. Each gene is in one pair at most.
+        Also score pairs of an essential and another gene that are less than 2 percentiles apart when all genes are
+        ranked by their mean log expression. Each gene is in one pair at most.
     layer
         Where the counts for the baselines are; ``adata.X`` by default.
     n_folds
@@ -86,7 +87,7 @@ def essentiality(
         raise InputError(message)
     scores = _cross_validated(genes, is_essential, np.arange(len(is_essential)), "", n_folds, seed)
     if matched:
-        pairs = matched_pairs(genes.mean_expression, is_essential)
+        pairs = matched_pairs(genes.expression_rank, is_essential)
         scores += _cross_validated(genes, is_essential, pairs, ", matched for expression", n_folds, seed)
     return to_table(scores, task="essentiality", n_folds=n_folds, seed=seed, matched=matched)
 
@@ -117,7 +118,7 @@ def matched_pairs(values: np.ndarray, is_positive: np.ndarray) -> np.ndarray:
     """
     positive, negative = np.flatnonzero(is_positive), np.flatnonzero(~is_positive)
     apart = np.abs(values[positive][:, None] - values[negative][None])
-    near = np.argwhere(apart < CALIPER * values.std())
+    near = np.argwhere(apart < CALIPER)
     free = np.ones(len(values), dtype=bool)
     chosen = []
     for i, j in near[np.argsort(apart[near[:, 0], near[:, 1]], kind="stable")]:

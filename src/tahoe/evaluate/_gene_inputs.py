@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.stats import rankdata
 
 from tahoe._genes.mapping import map_genes, resolve
 from tahoe.errors import InputError, warn
@@ -32,8 +33,8 @@ class Genes:
     vectors: dict[str, np.ndarray]
     """Each representation, genes × dimensions: those that were passed, then our baselines."""
     given: list[str]
-    mean_expression: np.ndarray
-    """Mean log expression of each gene."""
+    expression_rank: np.ndarray
+    """Rank of each gene by mean log expression among all genes of the data, from 0 to 1."""
 
     def kind(self, name: str) -> str:
         return GIVEN if name in self.given else BASELINE
@@ -63,13 +64,14 @@ def read_genes(adata: AnnData, use_rep: str | Sequence[str], wanted: set[str], l
         warn(message)
     rows = rows[has_vector]
     counts, are_counts = read_counts(adata, layer=layer)
-    expression = _baselines.gene_expression(counts, are_counts)[rows]
+    expression = _baselines.gene_expression(counts, are_counts)
+    ranks = rankdata(expression[:, 0]) / len(expression)
     baselines = {
-        EXPRESSION: expression,
+        EXPRESSION: expression[rows],
         LOADINGS: _baselines.pca_loadings(counts, are_counts, seed)[rows],
         RANDOM: _baselines.noise(len(rows), seed),
     }
-    return Genes(ids[rows], {name: vectors[name][rows] for name in names} | baselines, names, expression[:, 0])
+    return Genes(ids[rows], {name: vectors[name][rows] for name in names} | baselines, names, ranks[rows])
 
 
 def ids_of(adata: AnnData) -> np.ndarray:
