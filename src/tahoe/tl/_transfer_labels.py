@@ -118,7 +118,8 @@ def transfer_labels(
     Warns
     -----
     tahoe.errors.TahoeWarning
-        If labels have fewer cells than `k`, if too few cells were held back, or if cells have no embedding.
+        If labels have fewer cells than `k`, if too few cells were held back, if cells have no embedding, or if many
+        more are unknown than `alpha` allows: then they are not like those that were held back.
 
     Examples
     --------
@@ -162,6 +163,7 @@ def transfer_labels(
             winners = vote(labels.codes, labels.shares, plan.is_known(labels), *clusters)
             obs[f"{name}_cluster"] = as_categories(opened.labels(key), winners[clusters[0]])
             uns[name]["cluster_key"] = cluster_key
+        plan.warn_of_unlike(key, labels)
     if not there.all():
         message = f"{(~there).sum()} of {len(there)} cells have no embedding (NaN); their label is 'unknown'"
         warnings.warn(message, TahoeWarning, stacklevel=2)
