@@ -64,12 +64,22 @@ OWN = {
     "tl.embed_genes": ["context"],
     "tl.attention": ["network_layer", "heads", "genes", "top_k", "min_cells"],
     "tl.predict_expression": ["genes", "mask_fraction", "decoder"],
+    "tl.search": ["k", "exact", "model"],
+    "tl.transfer_labels": ["obs_key", "k", "alpha", "cluster_key", "exact", "model"],
     "get.gene_embeddings": ["cell"],
     "get.attention": ["cell", "network_layer", "heads"],
     "pl.attention": ["key", "genes", "kind", "n_pairs"],
     "pl.gene_mapping": [],
     "pl.gene_neighbors": ["key", "n_neighbors", "min_cells"],
+    "pl.evaluation": ["metrics"],
+    "pl.label_transfer": ["groupby"],
     "datasets.pbmc68k": [],
+    "datasets.pbmc68k_reference": [],
+    "build_reference": [
+        *("obs_keys", "use_rep", "groups", "index", "stored_dtype", "n_held_back", "seed"),
+        *("cells_per_shard", "resume", "client"),
+    ],
+    "load_reference": ["revision"],
     "embed_file": [
         *("normalize", "gene_key", "organism", "duplicates"),
         *("keep_metadata", "stored_dtype", "cells_per_shard", "resume", "client"),
@@ -82,10 +92,21 @@ EXCEPT = {
     "embed_file": {"mask_var": (None, "str | None")},
     # the one door to weights: there is no default to what it opens, and only here the kernel is chosen
     "load_model": {"model": (REQUIRED, MODEL), "attention": (None, "str | None")},
+    # a result for each obs_key, named by it
+    "tl.transfer_labels": {"key_added": (None, "str | None")},
 }
-FIRST = {"embed_file": ["source", "output"]}
+FIRST = {
+    "embed_file": ["source", "output"],
+    "build_reference": ["source", "path"],
+    "load_reference": ["reference"],
+    "tl.search": ["adata", "reference"],
+    "tl.transfer_labels": ["adata", "reference"],
+    "pl.evaluation": ["table"],
+    "pl.label_transfer": ["adata", "key"],
+    "datasets.pbmc68k_reference": ["path"],
+}
 # What functions may have with several defaults: names of slots; and a mapping that is there is not made anew.
-VARYING = {"key", "key_added", "organism", "duplicates", "model", "mask_var"}
+VARYING = {"key", "key_added", "organism", "duplicates", "model", "mask_var", "source", "cells_per_shard"}
 
 
 def public_functions() -> dict[str, FunctionType]:
@@ -103,9 +124,10 @@ def expected(name: str, present: set[str]) -> list[str]:
     """The parameters of a function in their order, "*" being where keywords begin."""
     table = list(PLOT if name.startswith("pl.") else NETWORK)
     star = table.index("*")
-    before, after = FIRST.get(name, []) + table[:star], table[star + 1 :] + [*EXCEPT.get(name, {})]
-    after = [each for number, each in enumerate(after) if each not in before and each not in after[:number]]
     own = OWN[name]
+    before = list(dict.fromkeys(FIRST.get(name, []) + [each for each in table[:star] if each not in own]))
+    after = table[star + 1 :] + [*EXCEPT.get(name, {})]
+    after = [each for number, each in enumerate(after) if each not in before and each not in after[:number]]
     kept = [each for each in before if each in present], [each for each in after if each in present and each not in own]
     return kept[0] + ["*"] * bool(own or kept[1]) + own + kept[1]
 
@@ -163,7 +185,8 @@ def test_texts_stand_once():
         assert any(same), f"nobody says what TEXTS says of {parameter}"
     for parameter in [*NETWORK][[*NETWORK].index("*") + 1 :]:
         if parameter not in ("key_added", "mask_var"):
-            assert len({found[parameter] for found in described.values() if parameter in found}) == 1, parameter
+            shared = {name: found for name, found in described.items() if parameter not in OWN[name]}
+            assert len({found[parameter] for found in shared.values() if parameter in found}) == 1, parameter
 
 
 @pytest.mark.parametrize("name", ["tl.embed", "tl.attention", "embed_file"])

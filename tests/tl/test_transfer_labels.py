@@ -167,6 +167,13 @@ def test_bad_arguments_change_nothing(clouds, atlas, arguments, told):
     assert str(cells) == before
 
 
+def test_cells_that_are_unlike_the_reference_are_told(clouds, atlas):
+    cells = clouds(100, 1)
+    cells.obsm["X_tahoe"] = np.random.default_rng(0).standard_normal((100, 12)).astype(np.float32)
+    with pytest.warns(TahoeWarning, match=r"\d\d% of the cells are unknown by 'type' .* alpha=0.05 allows 5%"):
+        tahoe.tl.transfer_labels(cells, atlas, obs_key="type", k=20)
+
+
 def test_a_copy(clouds, atlas):
     cells = clouds(30, 1)
     changed = tahoe.tl.transfer_labels(cells, atlas, obs_key="type", k=20, copy=True)

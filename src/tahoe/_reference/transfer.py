@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from tahoe._reference.reference import Reference
 
 UNKNOWN = "unknown"
+# From how many cells on, and how many times `alpha` of them, so many unknown cells are told.
+LEAST, FACTOR = 50, 4
 # Cells whose neighbours are looked for at once.
 CELLS_AT_ONCE = 8192
 
@@ -109,6 +111,19 @@ class Transfer:
     def is_known(self, labels: Labels) -> np.ndarray:
         """Where a label is told rather than «unknown»: not novel at the level alpha."""
         return (labels.codes >= 0) & (labels.novelty_p > self.alpha)
+
+    def warn_of_unlike(self, key: str, labels: Labels) -> None:
+        """Say where the promises do not hold, as far as can be seen: many cells are far from those of their label."""
+        told = labels.codes >= 0
+        share = float((labels.novelty_p[told] <= self.alpha).mean()) if told.any() else 0.0
+        if told.sum() >= LEAST and share > FACTOR * self.alpha:
+            message = (
+                f"{share:.0%} of the cells are unknown by {key!r} of the reference {self.reference.name!r}, where"
+                f" alpha={self.alpha} allows {self.alpha:.0%}: it lacks their types, or they come from another"
+                " laboratory or chemistry. Then confidence and sets are too bold as well"
+            )
+            # warn_of_unlike, the verb, its caller
+            warn(message)
 
     def named(self, key: str, labels: Labels) -> pd.Categorical:
         """The labels as they are written, with «unknown»."""

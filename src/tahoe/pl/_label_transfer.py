@@ -8,6 +8,7 @@ import pandas as pd
 
 from tahoe._cells.objects import check_adata
 from tahoe._cells.slots import groups_of
+from tahoe._run.parameters import document_parameters
 from tahoe.errors import InputError
 from tahoe.pl._results import new_axes
 
@@ -20,6 +21,7 @@ UNKNOWN = "unknown"
 WRITTEN = 0.05
 
 
+@document_parameters
 def label_transfer(adata: AnnData, key: str, *, groupby: str | None = None, ax: Axes | None = None) -> Axes:
     """Show which labels cells got from a reference, how sure they are, and how many are unknown.
 
@@ -31,8 +33,6 @@ def label_transfer(adata: AnnData, key: str, *, groupby: str | None = None, ax: 
         Name of the result, such as ``"cell_type_tahoe"``.
     groupby
         Column of ``adata.obs`` to hold against the labels: clusters, or the truth.
-    ax
-        Where to draw; `None` makes a new figure.
 
     Returns
     -------

@@ -10,6 +10,7 @@ from tahoe._cells.slots import copy_or_self
 from tahoe._reference.reference import load_reference
 from tahoe._reference.transfer import CELLS_AT_ONCE
 from tahoe._reference.vectors import unit
+from tahoe._run.parameters import document_parameters
 from tahoe._run.provenance import check_key, write_results
 from tahoe.errors import warn
 from tahoe.model.loading import choose_device
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from tahoe.model import TahoeModel
 
 
+@document_parameters
 def search(
     adata: AnnData,
     reference: str | os.PathLike[str] | Reference,
@@ -56,15 +58,10 @@ def search(
     exact
         Compare with all cells of the reference also where it has an index.
     model
-        The reference's model, where it lies elsewhere than when the reference was made.
-    layer, use_raw, min_coverage
-        As for `tahoe.tl.embed`, if the cells have to be embedded.
+        The reference's model, where it lies elsewhere than when the reference was made. Like `layer`, `use_raw`,
+        `min_coverage` and `dtype`, it matters only if the cells have to be embedded.
     key_added
         Where in ``adata.obsm`` the row numbers go.
-    device, dtype
-        Where, and in which precision, cells are embedded; and where an exact search computes.
-    copy
-        Return a changed copy instead of changing `adata`.
 
     Returns
     -------

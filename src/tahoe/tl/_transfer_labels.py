@@ -10,6 +10,7 @@ from tahoe._cells.slots import copy_or_self, groups_of, write
 from tahoe._reference.labels import Labels, vote
 from tahoe._reference.reference import load_reference
 from tahoe._reference.transfer import CELLS_AT_ONCE, Transfer, as_categories
+from tahoe._run.parameters import document_parameters
 from tahoe._run.provenance import check_key, with_slots
 from tahoe.errors import InputError, warn
 from tahoe.model.loading import choose_device
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from tahoe.model import TahoeModel
 
 
+@document_parameters
 def transfer_labels(
     adata: AnnData,
     reference: str | os.PathLike[str] | Reference,
@@ -72,15 +74,10 @@ def transfer_labels(
     exact
         Compare with all cells of the reference also where it has an index.
     model
-        The reference's model, where it lies elsewhere than when the reference was made.
-    layer, use_raw, min_coverage
-        As for `tahoe.tl.embed`, if the cells have to be embedded.
+        The reference's model, where it lies elsewhere than when the reference was made. Like `layer`, `use_raw`,
+        `min_coverage` and `dtype`, it matters only if the cells have to be embedded.
     key_added
         Name of the results; `None` is ``f"{obs_key}_tahoe"``. Not with several `obs_key`.
-    device, dtype
-        Where, and in which precision, cells are embedded; and where an exact search computes.
-    copy
-        Return a changed copy instead of changing `adata`.
 
     Returns
     -------
@@ -118,7 +115,8 @@ def transfer_labels(
     Warns
     -----
     tahoe.errors.TahoeWarning
-        If labels have fewer cells than `k`, if too few cells were held back, or if cells have no embedding.
+        If labels have fewer cells than `k`, if too few cells were held back, if cells have no embedding, or if many
+        more are unknown than `alpha` allows: then they are not like those that were held back.
 
     Examples
     --------
@@ -164,6 +162,7 @@ def transfer_labels(
             record["cluster_key"] = cluster_key
         uns[name] = with_slots(record, obs=columns, obsm=matrices)
         obs, obsm = obs | columns, obsm | matrices
+        plan.warn_of_unlike(key, labels)
     if not there.all():
         message = f"{(~there).sum()} of {len(there)} cells have no embedding (NaN); their label is 'unknown'"
         warn(message)
