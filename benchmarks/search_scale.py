@@ -32,14 +32,11 @@ RECORD = {
 
 
 def store(path: Path) -> Path:
-    """The vectors as `tahoe.embed_file` writes them, with a column of labels by chance."""
+    """The vectors as `tahoe.embed_file` writes them."""
     place, vectors = path.with_suffix(".zarr"), np.load(path, mmap_mode="r")[:-N_QUERIES]
     if place.exists():
         return place
-    labels = pd.Categorical.from_codes(
-        np.random.default_rng(0).integers(0, 20, len(vectors)), list("abcdefghijklmnopqrst")
-    )
-    adata = anndata.AnnData(obs=pd.DataFrame({"type": labels}, index=[f"cell {i}" for i in range(len(vectors))]))
+    adata = anndata.AnnData(obs=pd.DataFrame(index=[f"cell {i}" for i in range(len(vectors))]))
     adata.uns["X_tahoe"] = RECORD
     adata.write_zarr(place)
     root = zarr.open_group(place, mode="r+", use_consolidated=False)
@@ -55,9 +52,7 @@ def build(path: Path) -> None:
     source, target = store(path), path.with_suffix(".tahoe")
     shutil.rmtree(target, ignore_errors=True)
     before, clock, processor = start_peak(), time.perf_counter(), time.process_time()
-    atlas = tahoe.build_reference(
-        source, target, obs_keys="type", stored_dtype="float16", index=True, n_held_back=1000, resume=True
-    )
+    atlas = tahoe.build_reference(source, target, stored_dtype="float16", index=True, n_held_back=200, resume=True)
     seconds, of_core = time.perf_counter() - clock, time.process_time() - processor
     sizes = {kind: sum(f.stat().st_size for f in (target / kind).iterdir()) / 1e9 for kind in ("vectors", "index")}
     print(f"{machine()}\n{atlas}: built in {seconds:.0f} s ({of_core:.0f} s of one core), peak {peak() / 1e9:.2f} GB")
