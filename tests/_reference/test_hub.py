@@ -95,7 +95,7 @@ def test_there_and_back(built, hub, call):
 
 
 def test_what_is_not_there(hub, call):
-    assert "is no folder here, and could not be had from the Hub" in call("load", "nobody/nothing")["error"]
+    assert "is no folder here, and could not be downloaded from the Hub" in call("load", "nobody/nothing")["error"]
     hub.commit({"README.md": b"a model"})
     assert "is no reference: the folder has no reference.json" in call("load", "somebody/cells")["error"]
 

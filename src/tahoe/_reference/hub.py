@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import yaml
 
@@ -13,24 +13,20 @@ from tahoe.errors import InputError
 from tahoe.model.hub.download import reason
 from tahoe.settings import settings
 
-if TYPE_CHECKING:
-    from tahoe._reference.reference import Reference
 
-
-def push(reference: Reference, repository: str, *, private: bool | None, about: str) -> str:
-    """Upload a reference in one commit, all of it or nothing; gives the commit."""
+def push(folder: Path, manifest: dict[str, Any], repository: str, card: str, *, private: bool | None) -> str:
+    """Upload a reference and its card in one commit, all of it or nothing; gives the commit."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    paths = [MANIFEST, *reference.manifest["files"]]
-    operations = [CommitOperationAdd(path, reference.folder / path) for path in paths]
-    operations.append(CommitOperationAdd(CARD, card(reference, repository, about).encode()))
+    operations = [CommitOperationAdd(path, folder / path) for path in (MANIFEST, *manifest["files"])]
+    operations.append(CommitOperationAdd(CARD, card.encode()))
     try:
         api = HfApi(library_name="tahoe", library_version=version("tahoe-anndata"))
         api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
-        message = f"Upload {reference.name}"
+        message = f"Upload {folder.name}"
         return api.create_commit(repository, operations, commit_message=message, repo_type="dataset").oid
     except Exception as error:
-        message = f"the reference {reference.name!r} could not be uploaded to {repository!r}: {reason(error)}"
+        message = f"the reference {folder.name!r} could not be uploaded to {repository!r}: {reason(error)}"
         raise InputError(message) from error
 
 
@@ -44,19 +40,18 @@ def download(repository: str, revision: str | None) -> Path:
         )
     except Exception as error:
         message = (
-            f"reference={repository!r} is no folder here, and could not be had from the Hub: {reason(error)}. Without a"
-            " connection, pass a folder that tahoe.build_reference wrote"
+            f"reference={repository!r} is no folder here, and could not be downloaded from the Hub: {reason(error)}."
+            " Without a connection, pass a folder that tahoe.build_reference wrote"
         )
         raise InputError(message) from error
     return Path(folder)
 
 
-def card(reference: Reference, repository: str, about: str) -> str:
-    """What the page of the repository says."""
+def reference_card(manifest: dict[str, Any], n_labels: dict[str, int], repository: str, about: str) -> str:
+    """What the page of the repository says; `n_labels` has how many labels each column has."""
     head = {"library_name": "tahoe", "tags": ["biology", "single-cell", "transcriptomics", "tahoe-x1"]}
-    embedding = reference.embedding
-    columns = "\n".join(f"- `{key}`: {len(reference.labels(key)):,} labels" for key in reference.obs_keys)
-    held_back = reference.manifest["groups"]
+    embedding, held_back = manifest["embedding"], manifest["groups"]
+    columns = "\n".join(f"- `{key}`: {n:,} labels" for key, n in n_labels.items())
     return f"""---
 {yaml.safe_dump(head, sort_keys=False).strip()}
 ---
@@ -65,7 +60,7 @@ def card(reference: Reference, repository: str, about: str) -> str:
 
 {about.strip() or "Embedded cells with labels, for the Python package `tahoe`."}
 
-{reference.n_cells:,} cells × {reference.width}, with the columns
+{manifest["n_cells"]:,} cells × {manifest["width"]}, with the columns
 
 {columns or "- none"}
 
@@ -76,6 +71,6 @@ Embedded with the Tahoe-x1 model `{embedding.get("model")}` (sha256 `{embedding.
 ```python
 import tahoe
 
-tahoe.tl.transfer_labels(adata, "{repository}", obs_key={reference.obs_keys[0] if reference.obs_keys else "…"!r})
+tahoe.tl.transfer_labels(adata, "{repository}", obs_key={next(iter(n_labels), "…")!r})
 ```
 """

@@ -24,7 +24,7 @@ from tahoe._reference.folder import (
     open_arrays,
     read_manifest,
     shard_file,
-)
+)  # fmt: skip
 from tahoe._reference.held_back import HeldBack
 from tahoe._reference.labels import Calibration
 from tahoe._reference.vectors import Vectors
@@ -255,7 +255,9 @@ class Reference:
         tahoe.errors.InputError
             If the upload fails.
         """
-        return hub.push(self, repository, private=private, about=about)
+        n_labels = {key: len(self.labels(key)) for key in self.obs_keys}
+        card = hub.reference_card(self.manifest, n_labels, repository, about)
+        return hub.push(self.folder, self.manifest, repository, card, private=private)
 
 
 def load_reference(reference: str | os.PathLike[str] | Reference, *, revision: str | None = None) -> Reference:
