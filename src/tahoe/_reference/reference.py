@@ -11,20 +11,10 @@ import numpy as np
 import pandas as pd
 
 from tahoe._cells.objects import check_path
+from tahoe._reference import folder as contents
 from tahoe._reference import hub
 from tahoe._reference import index as indexes
 from tahoe._reference.exact import by_distance, nearest
-from tahoe._reference.folder import (
-    COLUMNS,
-    MANIFEST,
-    NAMES,
-    VECTORS,
-    check_content,
-    listed,
-    open_arrays,
-    read_manifest,
-    shard_file,
-)  # fmt: skip
 from tahoe._reference.held_back import HeldBack
 from tahoe._reference.labels import Calibration
 from tahoe._reference.vectors import Vectors
@@ -94,12 +84,12 @@ class Reference:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of all that is in it."""
-        return hashlib.sha256((self.folder / MANIFEST).read_bytes()).hexdigest()
+        return hashlib.sha256((self.folder / contents.MANIFEST).read_bytes()).hexdigest()
 
     @cached_property
     def vectors(self) -> Vectors:
         """The vectors, of length one; NaN for a cell without one."""
-        return Vectors(open_arrays(self.folder, VECTORS))
+        return Vectors(contents.open_arrays(self.folder, contents.VECTORS))
 
     def __repr__(self) -> str:
         columns = ", ".join(self.obs_keys) or "none"
@@ -118,20 +108,24 @@ class Reference:
 
     def codes(self, obs_key: str) -> np.ndarray:
         """Number of each cell's label in `labels`, -1 where it is missing."""
-        return np.load(shard_file(self.folder, COLUMNS, self._number(obs_key)), mmap_mode="r", allow_pickle=False)
+        return np.load(
+            contents.shard_file(self.folder, contents.COLUMNS, self._number(obs_key)), mmap_mode="r", allow_pickle=False
+        )
 
     def _number(self, obs_key: str) -> int:
         if obs_key not in self.obs_keys:
-            message = (
-                f"obs_key={obs_key!r} is not a column of the reference {self.name!r}; it has {listed(self.obs_keys)}"
-            )
+            message = f"obs_key={obs_key!r} is not a column of the reference {self.name!r}; it has {contents.listed(self.obs_keys)}"
             raise InputError(message)
         return self.obs_keys.index(obs_key)
 
     def obs_names(self, rows: np.ndarray | Sequence[int]) -> np.ndarray:
         """Names of some cells, in the shape of their row numbers; "" for a number below 0."""
         rows = np.asarray(rows)
-        shards, starts, names = open_arrays(self.folder, NAMES), self.vectors.starts, np.full(rows.size, "", object)
+        shards, starts, names = (
+            contents.open_arrays(self.folder, contents.NAMES),
+            self.vectors.starts,
+            np.full(rows.size, "", object),
+        )
         of_shard = np.searchsorted(starts, rows.ravel(), side="right") - 1
         for place, (row, shard) in enumerate(zip(rows.ravel(), of_shard, strict=True)):
             if row >= 0:
@@ -232,7 +226,7 @@ class Reference:
         tahoe.errors.InputError
             If one of them changed.
         """
-        check_content(self.folder, self.manifest)
+        contents.check_content(self.folder, self.manifest)
 
     def push_to_hub(self, repository: str, *, private: bool | None = None, about: str = "") -> str:
         """Upload it to the Hugging Face Hub as a data set, with a card.
@@ -302,4 +296,4 @@ def load_reference(reference: str | os.PathLike[str] | Reference, *, revision: s
     elif revision is not None:
         message = f"revision={revision!r} goes with a reference on the Hub, and {str(reference)!r} is here"
         raise InputError(message)
-    return Reference(folder.absolute(), read_manifest(folder))
+    return Reference(folder.absolute(), contents.read_manifest(folder))
