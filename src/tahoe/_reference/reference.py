@@ -114,7 +114,8 @@ class Reference:
 
     def _number(self, obs_key: str) -> int:
         if obs_key not in self.obs_keys:
-            message = f"obs_key={obs_key!r} is not a column of the reference {self.name!r}; it has {contents.listed(self.obs_keys)}"
+            known = contents.listed(self.obs_keys)
+            message = f"obs_key={obs_key!r} is not a column of the reference {self.name!r}; it has {known}"
             raise InputError(message)
         return self.obs_keys.index(obs_key)
 
