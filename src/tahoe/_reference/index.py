@@ -86,9 +86,10 @@ def _trained(vectors: Vectors, n_lists: int, seed: int) -> Any:
 
     rows = np.random.default_rng(seed).choice(len(vectors), min(len(vectors), LEARNED_FROM * n_lists), replace=False)
     learned = vectors.take(np.sort(rows))
+    there = np.isfinite(learned[:, 0])
     empty = faiss.index_factory(vectors.width, f"IVF{n_lists},SQ8", faiss.METRIC_INNER_PRODUCT)
     empty.cp.seed, empty.cp.min_points_per_centroid = seed, 1
-    empty.train(np.ascontiguousarray(learned[np.isfinite(learned[:, 0])]))
+    empty.train(learned if there.all() else learned[there])  # a copy only if there must be one
     return empty
 
 
