@@ -3,5 +3,6 @@
 from tahoe.pl._attention import attention
 from tahoe.pl._gene_mapping import gene_mapping
 from tahoe.pl._gene_neighbors import gene_neighbors
+from tahoe.pl._perturbation import perturbation
 
-__all__ = ["attention", "gene_mapping", "gene_neighbors"]
+__all__ = ["attention", "gene_mapping", "gene_neighbors", "perturbation"]
