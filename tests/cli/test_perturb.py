@@ -16,13 +16,13 @@ def source(tmp_path):
 
 def test_a_table_is_written(source, tmp_path, capsys):
     output = str(tmp_path / "genes.csv")
-    options = ["-m", "demo", "--genes", "CD3D, CD3E,CD3D+CD3E", "--n-cells", "20", "--dtype", "float32"]
+    options = ["-m", "demo", "--genes", "CD3D, CD3E,CD3D+CD3E", "--n-cells", "8", "--dtype", "float32"]
     assert cli.main(["-q", "perturb", source, "-o", output, *options]) == 0
     assert capsys.readouterr().out.strip() == output
     found = pd.read_csv(output)
     assert set(found["gene"]) == {"CD3D", "CD3E", "CD3D+CD3E"}
     adata = tahoe.datasets.pbmc68k()[:60].copy()
-    tahoe.tl.perturb(adata, "demo", genes=["CD3D", "CD3E", ("CD3D", "CD3E")], n_cells=20)
+    tahoe.tl.perturb(adata, "demo", genes=["CD3D", "CD3E", ("CD3D", "CD3E")], n_cells=8)
     pd.testing.assert_frame_equal(found, tahoe.get.perturbation(adata), check_dtype=False)
 
 

@@ -55,7 +55,8 @@ def choose_cells(
         Of the draw.
     """
     generator = np.random.default_rng([seed % 2**32, 4])
-    rows, units, centroid_rows, places, group_of_unit, too_few = [], [], [], [], [], []
+    group_of_unit: list[int] = []
+    rows, units, centroid_rows, places, too_few = [], [], [], [], []
     for group in np.unique(groups):
         here = np.flatnonzero(groups == group)
         parts = _units(here, replicates, states)
