@@ -232,7 +232,7 @@ def calibration(data: Path, n_splits: int = 5, first: int = 0, n_replicates: int
 
 def hallmark(data: Path, name: str) -> set[str]:
     """Symbols of a gene set of MSigDB."""
-    for line in (data.parent / "genesets" / "human_hallmark_v2025.gmt").read_text().splitlines():
+    for line in (data / "genesets" / "human_hallmark_v2025.gmt").read_text().splitlines():
         title, _, *symbols = line.split("\t")
         if title == name:
             return set(symbols)

@@ -90,7 +90,7 @@ class Screen:
         """All passes, in the order of what they need of each other."""
         plan = self.plan
         singles, combined = self._edits()
-        alone = [(gene,) for gene in singles.tolist()]
+        alone: list[Edit] = [(gene,) for gene in singles.tolist()]
         if plan.method == "exact" or plan.kind == "drug":
             self._refuse_days(singles)
             return self._all_exact(self._question(_genes_of(alone + combined)), alone + combined)
@@ -157,7 +157,7 @@ class Screen:
         rows = self.plan.chosen.rows
         log.info("first order: %d genes in %d cells", len(question.candidates), len(rows))
         found = self._pass(rows, FirstOrder(question, self.vocab_size), token_budget=TOKENS_AT_ONCE)
-        everything = [(gene,) for gene in question.candidates.tolist()]
+        everything: list[Edit] = [(gene,) for gene in question.candidates.tolist()]
         table = effect_table(self.comparison, everything, question.names, *found.result())
         wanted = set(alone)
         table = table[[edit in wanted for edit in table["edit"]]]

@@ -114,7 +114,7 @@ def _draw(ax: Axes, shown: pd.DataFrame, y: str, x: str, n_genes: int) -> None:
         ax.scatter(
             across, shown[f"{y}_exact"], s=34, facecolor="none", edgecolor="#cb4b16", linewidth=0.8, label="exact"
         )
-        ax.legend(frameon=False, fontsize="small", loc="upper right")
+        ax.legend(frameon=False, fontsize="small", loc="best")
     _name(ax, across[ends], heights[ends], shown["gene"].to_numpy()[ends], of_rank=x == "rank")
     ax.set(xlabel="rank" if x == "rank" else "share of the cells that express it", ylabel=LABELS[y])
     ax.spines[["top", "right"]].set_visible(False)
