@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import tahoe
@@ -99,3 +100,37 @@ def test_rows_of_attention_sum_to_one(heart, dtype):
 def test_no_such_layer_or_head(tiny, tiny_cells, options, message):
     with pytest.raises(InputError, match=message):
         tahoe.get.attention(tiny_cells, tiny, cell=48, **options)
+
+
+@pytest.fixture(scope="module")
+def screened():
+    adata = tahoe.datasets.pbmc68k()
+    with tahoe.settings.override(progress=False, device="cpu", dtype="float32"):
+        tahoe.tl.perturb(adata, "demo", genes=["CD3D", "CD3E", "NKG7"], groupby="phase", n_cells=9, n_exact=0)
+    return adata
+
+
+def test_a_screen_is_sorted_and_filtered(screened):
+    before = screened.uns["tahoe_perturb"]["table"].copy()
+    table = tahoe.get.perturbation(screened)
+    assert table["shift"].is_monotonic_decreasing
+    assert "q" not in table
+    part = tahoe.get.perturbation(screened, group="S", sort_by="n_cells", ascending=True, min_edited=2)
+    assert set(part["group"]) == {"S"}
+    assert part["n_cells"].is_monotonic_increasing
+    assert (part["n_cells"] >= 2).all()
+    pd.testing.assert_frame_equal(screened.uns["tahoe_perturb"]["table"], before)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"key": "nothing"}, r"uns\['nothing'\] has no table of a perturbation screen"),
+        ({"group": "T"}, "group='T' is not among the 3 groups"),
+        ({"sort_by": "height"}, "sort_by='height' is not a column"),
+        ({"max_q": 0.1}, "there are no q-values"),
+    ],
+)
+def test_bad_questions_to_a_screen(screened, options, message):
+    with pytest.raises(InputError, match=message):
+        tahoe.get.perturbation(screened, **options)

@@ -64,15 +64,21 @@ OWN = {
     "tl.embed_genes": ["context"],
     "tl.attention": ["network_layer", "heads", "genes", "top_k", "min_cells"],
     "tl.predict_expression": ["genes", "mask_fraction", "decoder"],
+    "tl.perturb": [
+        *("genes", "kind", "goal", "alternative", "method", "replicate_key", "min_cells", "n_cells", "n_null"),
+        *("n_exact", "n_projections"),
+    ],
     "tl.search": ["k", "exact", "model"],
     "tl.transfer_labels": ["obs_key", "k", "alpha", "cluster_key", "exact", "model"],
     "get.gene_embeddings": ["cell"],
     "get.attention": ["cell", "network_layer", "heads"],
+    "get.perturbation": ["key", "group", "sort_by", "ascending", "min_edited", "max_q"],
     "pl.attention": ["key", "genes", "kind", "n_pairs"],
     "pl.gene_mapping": [],
     "pl.gene_neighbors": ["key", "n_neighbors", "min_cells"],
     "pl.evaluation": ["metrics"],
     "pl.label_transfer": ["groupby"],
+    "pl.perturbation": ["key", "y", "x", "n_genes", "min_edited"],
     "datasets.pbmc68k": [],
     "datasets.pbmc68k_reference": [],
     "build_reference": [
@@ -92,6 +98,8 @@ EXCEPT = {
     "embed_file": {"mask_var": (None, "str | None")},
     # the one door to weights: there is no default to what it opens, and only here the kernel is chosen
     "load_model": {"model": (REQUIRED, MODEL), "attention": (None, "str | None")},
+    # the drugs themselves may be what is perturbed; and one gene less needs float32
+    "tl.perturb": {"drugs": (None, f"{DRUGS.removesuffix(' | None')} | Sequence[str] | None"), "dtype": (None, DTYPE)},
     # a result for each obs_key, named by it
     "tl.transfer_labels": {"key_added": (None, "str | None")},
 }
@@ -107,6 +115,7 @@ FIRST = {
 }
 # What functions may have with several defaults: names of slots; and a mapping that is there is not made anew.
 VARYING = {"key", "key_added", "organism", "duplicates", "model", "mask_var", "source", "cells_per_shard"}
+VARYING |= {"genes", "kind", "drugs"}  # of a perturbation: combinations too, and kinds of its own
 
 
 def public_functions() -> dict[str, FunctionType]:
@@ -185,7 +194,9 @@ def test_texts_stand_once():
         assert any(same), f"nobody says what TEXTS says of {parameter}"
     for parameter in [*NETWORK][[*NETWORK].index("*") + 1 :]:
         if parameter not in ("key_added", "mask_var"):
-            shared = {name: found for name, found in described.items() if parameter not in OWN[name]}
+            shared = {
+                name: found for name, found in described.items() if parameter not in [*OWN[name], *EXCEPT.get(name, {})]
+            }
             assert len({found[parameter] for found in shared.values() if parameter in found}) == 1, parameter
 
 

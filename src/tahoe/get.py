@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from tahoe._cells.objects import check_adata
+from tahoe._cells.results import SCORES, table_of
 from tahoe._cells.slots import row_of
 from tahoe._run.inputs import check_at_least, choose_heads, choose_network_layers, read_inputs
 from tahoe._run.means import mean_of_heads, places_of
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from tahoe._run.inputs import Inputs
     from tahoe.model import TahoeModel, Tokens
 
-__all__ = ["attention", "gene_embeddings"]
+__all__ = ["attention", "gene_embeddings", "perturbation"]
 
 
 @document_parameters
@@ -145,6 +146,68 @@ def attention(
     order = np.concatenate([np.arange(len(special)), places])
     names = pd.Index([*special, *inputs.matrix.var.index[columns]])
     return pd.DataFrame(mean[np.ix_(order, order)], index=names, columns=names)
+
+
+def perturbation(
+    adata: AnnData,
+    *,
+    key: str = "tahoe_perturb",
+    group: str | None = None,
+    sort_by: str | None = None,
+    ascending: bool | None = None,
+    min_edited: int = 0,
+    max_q: float | None = None,
+) -> pd.DataFrame:
+    """Table of a perturbation screen, sorted and filtered.
+
+    Parameters
+    ----------
+    adata
+        Data that `tahoe.tl.perturb` has seen: reads ``adata.uns[key]``. It is not changed.
+    key
+        Under which `tahoe.tl.perturb` left the result, its `key_added`.
+    group
+        Only this group; all of them by default.
+    sort_by
+        Column to sort by: the projection with a goal, else the shift.
+    ascending
+        From the smallest up. `None` sorts from the largest down, p- and q-values from the smallest up.
+    min_edited
+        Only genes that were edited in so many cells.
+    max_q
+        Only genes with at most this q-value.
+
+    Returns
+    -------
+    A data frame with the columns that `tahoe.tl.perturb` names; those in which nothing is known are left out.
+
+    Raises
+    ------
+    tahoe.errors.InputError
+        If there is no such result, group or column, or no q-values to filter by.
+
+    Examples
+    --------
+    >>> import tahoe
+    >>> adata = tahoe.datasets.pbmc68k()
+    >>> tahoe.tl.perturb(adata, model="demo", genes=["CD3D", "NKG7"], n_cells=50, n_exact=0)
+    >>> tahoe.get.perturbation(adata)["gene"].sort_values().to_list()
+    ['CD3D', 'NKG7']
+    """
+    check_adata(adata)
+    table = table_of(adata, key, group)
+    sort_by = sort_by or next(name for name in SCORES if table[name].notna().any())
+    if sort_by not in table:
+        message = f"sort_by={sort_by!r} is not a column of the table, which has {', '.join(map(repr, table))}"
+        raise InputError(message)
+    if max_q is not None and table["q"].isna().all():
+        message = f"max_q={max_q}, but there are no q-values; call tahoe.tl.perturb with replicate_key="
+        raise InputError(message)
+    table = table[table["n_cells"] >= min_edited]
+    table = table if max_q is None else table[table["q"] <= max_q]
+    up = sort_by in ("p", "q") if ascending is None else ascending
+    table = table.sort_values(sort_by, ascending=up, kind="stable").reset_index(drop=True)
+    return table.dropna(axis="columns", how="all") if len(table) else table
 
 
 def _one_cell(

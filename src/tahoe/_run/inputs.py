@@ -221,10 +221,15 @@ def read_drug_ids(
             message = "drugs= is given, but drug_key= is not; name the column of adata.obs with the drugs"
             raise InputError(message)
         return None
+    return drugs_of(adata, drug_key, known_drugs(model, drugs, f"drug_key={drug_key!r}"))
+
+
+def known_drugs(
+    model: TahoeModel, drugs: str | os.PathLike[str] | Mapping[str, int] | None, argument: str
+) -> dict[str, int]:
+    """Drugs by name and their ids in the model: those of the user, or those that the checkpoint names."""
     if model.config.drug_encoder is None:
-        message = (
-            f"drug_key={drug_key!r}, but the model {model.name!r} has no drug encoder; of the released ones, 3b has"
-        )
+        message = f"{argument}, but the model {model.name!r} has no drug encoder; of the released ones, 3b has"
         raise InputError(message)
     if isinstance(drugs, str | os.PathLike) and not Path(drugs).is_file():
         message = f"drugs={str(drugs)!r}: there is no such file"
@@ -240,7 +245,7 @@ def read_drug_ids(
         n_drugs = model.config.drug_encoder.n_drugs
         message = f"drugs: {too_high[0]!r} has id {known[too_high[0]]}; the model has {n_drugs} drugs"
         raise InputError(message)
-    return drugs_of(adata, drug_key, known)
+    return known
 
 
 def choose_network_layers(layers: int | Sequence[int] | None, n_layers: int) -> tuple[int, ...]:

@@ -60,6 +60,7 @@ def commands(state: dict[str, Any], debug: bool, quiet: bool) -> None:
     tahoe embed atlas.zarr -o atlas-tahoe.zarr    embed a file of any size, a block at a time
     tahoe reference build atlas-tahoe.zarr …      make a reference of it
     tahoe annotate cells.h5ad …                   take labels from a reference
+    tahoe perturb cells.h5ad -o genes.csv         knock every expressed gene out in silico
     tahoe evaluate embedded.h5ad --label cell_type --rep X_tahoe -o report   is it better than PCA
     """
     from tahoe.settings import settings
@@ -179,6 +180,39 @@ def map_genes(source: str, gene_key: str | None, organism: str, duplicates: str,
 
     logging.getLogger("tahoe").setLevel(logging.WARNING)  # the report says all of it
     click.echo(describe_mapping(source, gene_key, organism, duplicates, output))
+
+
+@commands.command()
+@click.argument("source")
+@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="Table to write (CSV).")
+@click.option("--genes", help="Names with commas between them, A+B for a combination; all measured ones by default.")
+@click.option("--kind", type=click.Choice(["delete", "maximum", "activate"]), default="delete", show_default=True)
+@click.option("--goal", nargs=3, metavar="COLUMN START END", help="Perturb cells of START, and look towards END.")
+@click.option("--alternative", help="With --goal, a state to be avoided.")
+@click.option("--method", type=click.Choice(["auto", "first_order", "exact"]), default="auto", show_default=True)
+@click.option("--groupby", help="Column of obs; a screen for each of its groups.")
+@click.option("--replicate-key", help="Column of obs with the donor of each cell: p-values over donors.")
+@click.option("--min-cells", default=10, show_default=True, help="Least cells in which a gene is edited.")
+@click.option("--n-cells", default=200, show_default=True, help="Most cells that are perturbed, in each group.")
+@click.option("--n-exact", default=50, show_default=True, help="How many of the top are edited exactly.")
+@click.option("-m", "--model", default="70m", show_default=True, help=MODEL_HELP)
+@click.option("--layer", help="Read layers[LAYER] instead of X.")
+@click.option("--use-raw", is_flag=True, help="Read raw, with its own genes.")
+@click.option("--max-length", default=2048, show_default=True, help="Most tokens of a cell.")
+@click.option("--seed", default=0, show_default=True, help="Of the draw of cells and genes.")
+@click.option("--device", help="cpu, cuda, cuda:1 or mps; by default the best there is.")
+@click.option("--dtype", help="float32 by default.")
+def perturb(source: str, output: str, genes: str | None, **options: Any) -> None:
+    """Perturb genes in the cells of SOURCE in silico, and write a table of genes. SOURCE is not changed.
+
+    \b
+    tahoe perturb cells.h5ad -o genes.csv --goal condition control disease --replicate-key donor
+    tahoe perturb cells.h5ad -o genes.csv --kind activate --genes GATA1,KLF1,GATA1+KLF1
+    """
+    from tahoe.cli.perturb import run
+
+    run(source, output, genes, **options)
+    click.echo(output)
 
 
 @commands.command()

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import difflib
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +8,7 @@ import pandas as pd
 
 from tahoe._cells.objects import check_adata
 from tahoe._cells.slots import copy_or_self
-from tahoe._genes.mapping import resolve
-from tahoe._genes.names import find_id
+from tahoe._run.asked_genes import tokens_of_genes
 from tahoe._run.inputs import check_at_least, read_inputs
 from tahoe._run.means import check_fits
 from tahoe._run.parameters import document_parameters
@@ -188,7 +186,7 @@ def _check_question(genes: list[str] | None, mask_fraction: float | None, decode
 def _query(inputs: Inputs, genes: list[str], decoder: str, tokenizing: dict[str, Any]) -> pd.DataFrame:
     """Predictions for genes that are queried by name, one row for each cell."""
     n_cells = inputs.matrix.n_cells
-    tokens, place = np.unique(_tokens_of(inputs, genes), return_inverse=True)
+    tokens, place = np.unique(tokens_of_genes(inputs, genes), return_inverse=True)
     # the batches, and the whole that they are joined to
     check_fits(8 * n_cells * len(genes), f"{n_cells} cells × {len(genes)} genes; choose fewer with genes=")
     predicted = inputs.aggregate(QueriedPredictions(tokens, decoder), **tokenizing).result()
@@ -210,33 +208,3 @@ def _predict(
     hidden = HiddenPredictions(columns, vocab_size, decoder, share, tokenizing["seed"])
     predicted, scores = inputs.aggregate(hidden, **tokenizing).result()
     return predicted, {name: scores[name].to_numpy() for name in SCORES}
-
-
-def _tokens_of(inputs: Inputs, genes: list[str]) -> np.ndarray:
-    """Token id of each queried gene."""
-    names = inputs.matrix.var.index
-    queried = names.isin(genes)
-    # of columns with one name, those that count: an antibody or the second probe of a gene is no other gene
-    counting = pd.Series(inputs.column_tokens, names)[queried & (inputs.column_tokens >= 0)]
-    counting = counting[~counting.reset_index().duplicated().to_numpy()]
-    twice = counting.index[counting.index.duplicated()].tolist()
-    if twice:
-        message = f"genes={twice[:5]}: names that several columns bear; call adata.var_names_make_unique() first"
-        raise InputError(message)
-    ids = [found[0] if (found := find_id(gene)) else gene for gene in genes]
-    is_column = pd.Index(genes).isin(names[queried])
-    tokens = np.where(
-        is_column, counting.reindex(genes, fill_value=-1).to_numpy(), inputs.model.vocabulary.tokens_of(ids)
-    )
-    absent = np.flatnonzero(~is_column & (tokens < 0))
-    if len(absent):
-        tokens[absent] = inputs.model.vocabulary.tokens_of(resolve([genes[i] for i in absent])[0])
-    unknown = [gene for gene, token in zip(genes, tokens, strict=True) if token < 0]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], names[inputs.column_tokens >= 0].astype(str), n=3)
-        hint = f" (near: {', '.join(map(repr, near))})" if near else ""
-        if resolve(unknown[:1])[0][0]:
-            hint = f"; {unknown[0]!r} is a gene, but the model was not made with it"
-        message = f"genes={unknown[:5]}: not among the genes of the model {inputs.model.name!r}{hint}"
-        raise InputError(message)
-    return tokens

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from tahoe.model.tokens.edits import hide_share, with_queries, without
+from tahoe.model.tokens.edits import deleted, hide_share, with_drugs, with_genes, with_queries, with_values, without
 from tahoe.model.training import masked_batch
 
 
@@ -82,3 +82,58 @@ def test_asking_adds_tokens_and_takes_the_own_ones_away(tokens):
         np.testing.assert_array_equal(longer.ids[here], [*some.ids[before][kept], *genes])
         np.testing.assert_array_equal(longer.values[here], [*some.values[before][kept], -1, -1])
         np.testing.assert_array_equal(asking[here], [*np.zeros(kept.sum(), dtype=bool), True, True])
+
+
+def test_a_deleted_gene_leaves_all_others_as_they_were(tokens):
+    cell = tokens.cells(10, 11)
+    places = np.array([[1, 4], [7, 3], [len(cell.ids) - 1, 2]])
+    copies = deleted(cell, places)
+    assert len(copies) == 3
+    assert copies.n_genes.tolist() == [cell.n_genes[0] - 2] * 3
+    for number, gone in enumerate(places):
+        expected = without(cell, cell.ids[gone])
+        found = copies.cells(number, number + 1)
+        np.testing.assert_array_equal(found.ids, expected.ids)
+        np.testing.assert_array_equal(found.values, expected.values)
+
+
+def test_a_raised_gene_and_one_that_was_added(tokens):
+    cell = tokens.cells(10, 11)
+    raised = with_values(cell, np.array([[5], [9]]), 50)
+    expected = np.tile(cell.values, (2, 1))
+    expected[[0, 1], [5, 9]] = 50
+    np.testing.assert_array_equal(raised.values.reshape(2, -1), expected)
+    np.testing.assert_array_equal(raised.ids, np.tile(cell.ids, 2))
+    new = np.setdiff1d(np.arange(3, 2000), cell.ids)[[900, 1, 70, 3]].reshape(2, 2)
+    added = with_genes(cell, new, 50)
+    assert added.n_genes.tolist() == [cell.n_genes[0] + 2] * 2
+    for number, genes in enumerate(new):
+        copy = added.cells(number, number + 1)
+        assert copy.ids[0] == cell.ids[0]
+        assert (np.diff(copy.ids[1:]) > 0).all()
+        is_new = np.isin(copy.ids, genes)
+        assert is_new.sum() == 2
+        np.testing.assert_array_equal(copy.values[is_new], [50, 50])
+        np.testing.assert_array_equal(copy.ids[~is_new], cell.ids)
+        np.testing.assert_array_equal(copy.values[~is_new], cell.values)
+
+
+def test_what_is_taken_and_added_again_gives_the_same_bits(tiny, tokens):
+    cell = tokens.cells(10, 11)
+    place = int(np.flatnonzero(cell.values == 50)[0])
+    gone = deleted(cell, np.array([[place]]))
+    back = with_genes(gone, cell.ids[[[place]]], 50)
+    np.testing.assert_array_equal(back.ids, cell.ids)
+    for same in (back, with_values(cell, np.array([[place]]), 50)):
+        assert torch.equal(tiny.embed_cells(same), tiny.embed_cells(cell))
+
+
+def test_copies_with_other_drugs(tokens):
+    cell = replace(tokens.cells(10, 11), drugs=np.array([0]))
+    copies = with_drugs(cell, np.array([4, 2]))
+    assert copies.drugs.tolist() == [4, 2]
+    np.testing.assert_array_equal(copies.ids, np.tile(cell.ids, 2))
+    new = np.setdiff1d(np.arange(3, 2000), cell.ids)[:1]
+    added = with_genes(cell, new[None], 50)
+    assert added.ids[:2].tolist() == cell.ids[:2].tolist()
+    assert added.drugs.tolist() == [0]

@@ -1,4 +1,7 @@
-"""Tokens that hide their value from the network, which is to predict it."""
+"""Changed tokens: values that are hidden, genes that are taken away, raised or added.
+
+E edits of one cell, each of P tokens or genes.
+"""
 
 from __future__ import annotations
 
@@ -46,3 +49,48 @@ def with_queries(tokens: Tokens, genes: np.ndarray, mask_value: float) -> tuple[
     ids[is_query] = np.tile(genes, len(tokens))
     ids[~is_query], values[~is_query] = tokens.ids, tokens.values
     return replace(tokens, ids=ids, values=values, bounds=tokens.bounds + added), is_query
+
+
+def deleted(cell: Tokens, places_EP: np.ndarray) -> Tokens:
+    """Copies of one cell, each without some of its tokens; bins and choice of the other genes stay."""
+    n_edits, n_gone = places_EP.shape
+    kept = np.ones((n_edits, len(cell.ids)), dtype=bool)
+    np.put_along_axis(kept, places_EP, False, axis=1)
+    shape = (n_edits, len(cell.ids) - n_gone)
+    ids, values = (np.broadcast_to(each, kept.shape)[kept].reshape(shape) for each in (cell.ids, cell.values))
+    return _copies(cell, ids, values, -n_gone)
+
+
+def with_values(cell: Tokens, places_EP: np.ndarray, value: float) -> Tokens:
+    """Copies of one cell, in each of which some of its tokens have another value."""
+    ids, values = (np.tile(each, (len(places_EP), 1)) for each in (cell.ids, cell.values))
+    np.put_along_axis(values, places_EP, np.float32(value), axis=1)
+    return _copies(cell, ids, values, 0)
+
+
+def with_genes(cell: Tokens, genes_EP: np.ndarray, value: float) -> Tokens:
+    """Copies of one cell, in each of which some genes that it lacks stand among the others, by rising id."""
+    n_edits, n_more = genes_EP.shape
+    ids = np.concatenate([np.tile(cell.ids, (n_edits, 1)), genes_EP], axis=1)
+    values = np.concatenate(
+        [np.tile(cell.values, (n_edits, 1)), np.full(genes_EP.shape, value, cell.values.dtype)], axis=1
+    )
+    first = 1 if cell.drugs is None else 2  # the special tokens stay in front
+    order = np.argsort(ids[:, first:], axis=1, kind="stable") + first
+    for each in (ids, values):
+        each[:, first:] = np.take_along_axis(each, order, axis=1)
+    return _copies(cell, ids, values, n_more)
+
+
+def with_drugs(cell: Tokens, drugs: np.ndarray) -> Tokens:
+    """Copies of one cell that has a drug token, each with another drug."""
+    ids, values = (np.tile(each, (len(drugs), 1)) for each in (cell.ids, cell.values))
+    return replace(_copies(cell, ids, values, 0), drugs=np.asarray(drugs, dtype=np.int64))
+
+
+def _copies(cell: Tokens, ids_EN: np.ndarray, values_EN: np.ndarray, n_more: int) -> Tokens:
+    """Cells of one length as packed tokens."""
+    n_edits, length = ids_EN.shape
+    drugs = None if cell.drugs is None else np.repeat(cell.drugs, n_edits)
+    n_genes = np.repeat(cell.n_genes, n_edits) + n_more
+    return Tokens(ids_EN.ravel(), values_EN.ravel(), length * np.arange(n_edits + 1), n_genes, drugs)
