@@ -85,6 +85,6 @@ def drug_edits(inputs: Inputs, drugs: Any) -> tuple[dict[tuple[int, ...], str], 
         near = difflib.get_close_matches(unknown[0], known, n=3) if unknown else []
         message = f"drugs={unknown[:5]}: not known to the model (near: {', '.join(map(repr, near)) or 'none'})"
         raise InputError(message)
-    ids = {(int(known[name]),): name for name in chosen if known[name] != 0}
+    ids: dict[tuple[int, ...], str] = {(int(known[name]),): name for name in chosen if known[name] != 0}
     nobody = np.zeros(inputs.matrix.n_cells, dtype=np.int64)
     return ids, list(ids), replace(inputs, drugs=nobody)

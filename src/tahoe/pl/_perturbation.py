@@ -85,8 +85,8 @@ def perturbation(
     y = y or ("projection" if table["projection"].notna().any() else "shift")
     if y not in LABELS or y not in table or x not in ACROSS:
         wrong = f"y={y!r}" if y not in LABELS or y not in table else f"x={x!r}"
-        shown = [name for name in LABELS if name in table and table[name].notna().any()]
-        message = f"{wrong} cannot be drawn; y is one of {shown}, and x one of {list(ACROSS)}"
+        there = [name for name in LABELS if name in table and table[name].notna().any()]
+        message = f"{wrong} cannot be drawn; y is one of {there}, and x one of {list(ACROSS)}"
         raise InputError(message)
     shown = table[(table["n_cells"] >= min_cells) & table[y].notna() & (table[x].notna() if x != "rank" else True)]
     if shown.empty:

@@ -105,8 +105,8 @@ def first_order(
     deleted_JN = -torch.stack([each[0] for each in found])
     if shadows is None:
         return Effects(unit_D, deleted_JN, None)
-    for number, layer in enumerate(layers, start=1):
-        layer.gradients_HJNK = torch.stack([each[number] for each in found], dim=1)
+    for number, seen in enumerate(layers, start=1):
+        seen.gradients_HJNK = torch.stack([each[number] for each in found], dim=1)
     with torch.no_grad():
         return Effects(unit_D, deleted_JN, _inserted(network, layers, *shadows))
 
