@@ -83,13 +83,11 @@ def _with_statistics(
     enough = np.flatnonzero(part["n_cells"] >= comparison.min_cells)
     if len(enough) and (is_gene or comparison.kind == "drug"):
         # drugs are compared with all others
-        alike = np.zeros((2, len(enough)))
-        if is_gene:
-            alike = np.stack([columns["detection"][enough], columns["mean_bin"][enough]])
-        null = matched(alike[0], alike[1], comparison.n_null if is_gene else len(enough), comparison.seed)
-        standing = percentiles(part[comparison.score].to_numpy()[enough], null)
-        tested = over_replicates(effects_UR[:, enough], null, comparison.seed)
-        for name, values in zip(STATISTICS, (*standing, *tested), strict=True):
+        detection, mean_bin = (np.nan_to_num(columns[name][enough]) for name in ("detection", "mean_bin"))
+        null = matched(detection, mean_bin, comparison.n_null if is_gene else len(enough), comparison.seed)
+        percentile, z = percentiles(part[comparison.score].to_numpy()[enough], null)
+        p, q = over_replicates(effects_UR[:, enough], null, comparison.seed)
+        for name, values in zip(STATISTICS, (percentile, z, p, q), strict=True):
             columns[name][enough] = values
     return part.assign(**columns)
 
