@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import inspect
 import logging
 import shutil
 import warnings
@@ -134,10 +133,8 @@ def _embed(source: str, embedded: Path, atlas: Reference, *, model: str | None, 
     parameters: dict[str, Any] = {
         name: made[name] for name in ("max_length", "seed", "mask_var", "drug_key") if name in made
     }
-    # the columns go along, under the name that this version has for it
-    names = inspect.signature(embed_file).parameters
-    parameters["keep_metadata" if "keep_metadata" in names else "columns"] = True
-    embed_file(source, embedded, _model_of(atlas, model), key_added=atlas.use_rep, resume=resume, **parameters, **how)
+    parameters |= {"key_added": atlas.use_rep, "keep_metadata": True, "resume": resume}
+    embed_file(source, embedded, _model_of(atlas, model), **parameters, **how)
 
 
 def _copy(source: str, place: Path, atlas: Reference) -> None:
