@@ -201,13 +201,16 @@ def calibration(data: Path, n_splits: int = 5, first: int = 0, n_replicates: int
         pooled = np.repeat(goal.mean(0, keepdims=True), n_replicates, axis=0)
         both = np.concatenate([goal, pooled[:, 1:]], axis=1)  # the line of each replicate, and one for all
         each = Question("delete", np.arange(len(chosen.rows)), len(chosen.rows), both[chosen.units], 8, genes, seed)
-        sums, n_with = FirstOrder(each, model.config.vocab_size), None
+        effects = FirstOrder(each, model.config.vocab_size)
         for place, row in enumerate(chosen.rows):
-            sums.add(model, place, tokens.cells(row, row + 1))
-        effects, n_with = sums.result()  # cells × directions × genes
+            effects.add(model, place, tokens.cells(row, row + 1))
+        effects, n_with = effects.result()  # cells × directions × genes
         kept = np.flatnonzero(n_with.sum(0) >= 10)
         detection = n_with[:, kept].mean(0)
-        bins = np.array([tokens.values[tokens.ids == gene].mean() for gene in genes[kept]])
+        sums, n = (
+            np.bincount(tokens.ids, weights, minlength=model.config.vocab_size) for weights in (tokens.values, None)
+        )
+        bins = (sums / np.maximum(n, 1))[genes[kept]]
         null = matched(detection, bins, 100, seed)
         of_units = np.full((n_replicates, 3, len(kept)), np.nan)
         for number in range(n_replicates):
@@ -222,7 +225,7 @@ def calibration(data: Path, n_splits: int = 5, first: int = 0, n_replicates: int
             of_cells = effects[:, place][:, kept]
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                others = np.nanmean(of_cells[:, null], axis=2)
+                others = np.stack([np.nanmean(cell[null], axis=1) for cell in of_cells])
                 p = ttest_1samp(of_cells - others, 0, nan_policy="omit").pvalue
             row[name] = (p < 0.05).mean()
         rows.append(row)
