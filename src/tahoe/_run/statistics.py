@@ -62,8 +62,10 @@ def over_replicates(effects_UG: np.ndarray, null: np.ndarray | None, seed: int) 
         return p, p.copy()
     present = np.isfinite(effects_UG)
     filled = np.where(present, effects_UG, 0)
-    n_others = present[:, null].sum(-1)
-    means = np.divide(filled[:, null].sum(-1), n_others, out=np.zeros(filled.shape), where=n_others > 0)
+    # a replicate at a time: that of all would be a large array
+    n_others = np.stack([each[null].sum(1) for each in present])
+    sums = np.stack([each[null].sum(1) for each in filled])
+    means = np.divide(sums, n_others, out=np.zeros(filled.shape), where=n_others > 0)
     differences = np.where(present & (n_others > 0), effects_UG - means, 0)
     enough = (differences != 0).sum(0) >= 2
     p[enough] = sign_flips(differences[:, enough], seed)
