@@ -59,7 +59,7 @@ def compared(model, cell, direction, genes, seed, n_deleted=100, n_other=30) -> 
     return rows
 
 
-def agreement(data: Path, *names: str, n_cells: int = 10, max_length: int = 1500) -> None:
+def agreement(data: Path, *names: str, n_cells: int = 10, max_length: int = 1000) -> None:
     """Real cells of three sets, or of those that are named."""
     model, rows = demo(), []
     for name in names or ("pbmc_hao_rectangle", "heart_tf_human_val", "baron_pancreas_human"):
@@ -183,7 +183,7 @@ def calibration(data: Path, n_splits: int = 5, first: int = 0, n_replicates: int
     cells = cells[(cells.obs["cell_type"] == "beta").to_numpy()].copy()
     columns = model.vocabulary.tokens_of(cells.var["tahoe_gene"])
     genes = np.unique(columns[columns >= 0])
-    tokens = model.tokenize(cells.X.tocsr(), columns, max_length=2048)
+    tokens = model.tokenize(cells.X.tocsr(), columns, max_length=500)  # a seeded choice, so that it ends
     vectors = model.embed_cells(tokens).numpy()
     for seed in range(first, first + n_splits):
         generator = np.random.default_rng(seed)
@@ -192,7 +192,7 @@ def calibration(data: Path, n_splits: int = 5, first: int = 0, n_replicates: int
         for number in range(n_replicates):
             here = generator.permutation(np.flatnonzero(replicates == number))
             states[here[::2]] = 1
-        chosen = choose_cells(np.zeros(cells.n_obs, int), replicates, states, 120, seed)
+        chosen = choose_cells(np.zeros(cells.n_obs, int), replicates, states, 96, seed)
         means = UnitMeans(chosen.centroid_places, 2 * n_replicates, 128)
         unit = vectors[chosen.centroid_rows] / np.linalg.norm(vectors[chosen.centroid_rows], axis=1, keepdims=True)
         np.add.at(means.sums, chosen.centroid_places, unit)
