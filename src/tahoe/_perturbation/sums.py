@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.stats import spearmanr
 
+from tahoe._perturbation.edit_effects import estimate, exact, is_editable, of_length_one
 from tahoe._run.batches import check_finite
-from tahoe._run.edit_effects import estimate, exact, is_editable, of_length_one
 from tahoe._run.means import places_of
 from tahoe.model.cpu.threads import parallel_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tahoe._run.edit_effects import Question
+    from tahoe._perturbation.edit_effects import Question
     from tahoe.model import TahoeModel, Tokens
 
 

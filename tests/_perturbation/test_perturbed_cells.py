@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tahoe._run.perturbed_cells import ALTERNATIVE, END, START, Chosen, choose_cells, directions
+from tahoe._perturbation.perturbed_cells import ALTERNATIVE, END, START, Chosen, choose_cells, directions
 
 
 @pytest.fixture

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from tahoe._run.edit_effects import Question
-from tahoe._run.effect_table import Comparison, effect_table, with_exact
-from tahoe._run.perturbation import Agreement, ExactEdits, FirstOrder, GeneCounts, UnitMeans
-from tahoe._run.perturbed_cells import directions
-from tahoe._run.some_rows import aggregate_rows
-from tahoe._run.statistics import matched
+from tahoe._perturbation.edit_effects import Question
+from tahoe._perturbation.effect_table import Comparison, effect_table, with_exact
+from tahoe._perturbation.perturbed_cells import directions
+from tahoe._perturbation.some_rows import aggregate_rows
+from tahoe._perturbation.statistics import matched
+from tahoe._perturbation.sums import Agreement, ExactEdits, FirstOrder, GeneCounts, UnitMeans
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:
-    from tahoe._run.effect_table import Edit
+    from tahoe._perturbation.effect_table import Edit
+    from tahoe._perturbation.perturbed_cells import Chosen
     from tahoe._run.inputs import Inputs
-    from tahoe._run.perturbed_cells import Chosen
 
 log = logging.getLogger(__name__)
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tahoe._cells.slots import column_of, groups_of
-from tahoe._run.perturbed_cells import ALTERNATIVE, END, LEAST_CELLS, LEAST_OF_REPLICATE, START
-from tahoe._run.statistics import least_p
+from tahoe._perturbation.perturbed_cells import ALTERNATIVE, END, LEAST_CELLS, LEAST_OF_REPLICATE, START
+from tahoe._perturbation.statistics import least_p
 from tahoe.errors import InputError, warn
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from tahoe._run.perturbed_cells import Chosen
+    from tahoe._perturbation.perturbed_cells import Chosen
 
 log = logging.getLogger(__name__)
 

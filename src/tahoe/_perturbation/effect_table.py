@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from tahoe._run.statistics import matched, over_replicates, percentiles
+from tahoe._perturbation.statistics import matched, over_replicates, percentiles
 
 if TYPE_CHECKING:
-    from tahoe._run.perturbation import GeneCounts
+    from tahoe._perturbation.sums import GeneCounts
 
 Edit = tuple[int, ...]
 STATISTICS = ("percentile", "z", "p", "q")
