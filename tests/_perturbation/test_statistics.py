@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.stats import false_discovery_control, kstest, ttest_1samp
 
+from tahoe._perturbation import statistics
 from tahoe._perturbation.statistics import least_p, matched, over_replicates, percentiles, sign_flips
-from tahoe._run import statistics
 
 
 @pytest.fixture

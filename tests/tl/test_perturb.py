@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tahoe
-from tahoe._run import screen as screen_module
+from tahoe._perturbation import screen as screen_module
 from tahoe.errors import InputError, ModelError, TahoeWarning
 from tahoe.model.tokens.edits import without
 

@@ -19,7 +19,7 @@ from tahoe.model.network.attention import Spans
 from tahoe.model.network.first_order import first_order, gradients
 from tahoe.model.network.network import Batch, Network
 from tahoe.model.tokens.edits import deleted, with_genes
-from tahoe.model.training.loop import new_network
+from tahoe.model.training import new_network
 
 CPU = torch.device("cpu")
 CONFIG = ModelConfig(
