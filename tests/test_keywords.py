@@ -295,6 +295,12 @@ def test_the_command_line_has_the_same_keywords():
         assert options[name] == keywords[name].default, name
 
 
+def test_the_command_line_takes_former_names():
+    given = ["source", "-o", "output", "--columns", "--shard-cells", "5"]
+    options = commands.commands["embed"].make_context("embed", given).params
+    assert (options["keep_metadata"], options["cells_per_shard"]) == (True, 5)
+
+
 def test_parameters_that_are_inserted():
     def verb(adata, own, seed):
         """Do it.

@@ -421,3 +421,14 @@ def test_no_file_stays_open(folder, tiny_model, tmp_path):
         assert opened()
     embed(source, tmp_path / "out.zarr", tiny_model)
     assert not opened()
+
+
+def test_former_names_of_keywords(tiny, full_cells, tmp_path):
+    full_cells.obs["kind"] = "a"
+    full_cells.write_h5ad(tmp_path / "cells.h5ad")
+    with pytest.warns(FutureWarning, match=r"(columns|shard_cells)= of embed_file\(\) is now called") as warned:
+        tahoe.embed_file(tmp_path / "cells.h5ad", tmp_path / "out.zarr", tiny, columns=True, shard_cells=40)
+    assert {warning.filename for warning in warned} == {__file__}
+    assert set(anndata.read_zarr(tmp_path / "out.zarr").obs) == {"kind", "tahoe_n_genes"}
+    with pytest.warns(FutureWarning), pytest.raises(TypeError, match="now called keep_metadata="):
+        tahoe.embed_file("a.h5ad", "b.zarr", tiny, columns=True, keep_metadata=True)

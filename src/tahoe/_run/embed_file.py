@@ -17,7 +17,7 @@ from tahoe._run.cluster import EmbeddingTask, cluster
 from tahoe._run.embed_whole import embed_whole
 from tahoe._run.inputs import Inputs, check_at_least, read_inputs
 from tahoe._run.lock import lock_output
-from tahoe._run.parameters import document_parameters
+from tahoe._run.parameters import accept_former_names, document_parameters
 from tahoe._run.provenance import with_slots
 from tahoe._run.shards import Store
 from tahoe.errors import InputError, TahoeError, warn
@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 STORED_DTYPES = ("float32", "float16")
 
 
+@accept_former_names(columns="keep_metadata", shard_cells="cells_per_shard")
 @document_parameters
 def embed_file(
     source: str | os.PathLike[str],

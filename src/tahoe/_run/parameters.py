@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import textwrap
+import warnings
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -96,6 +98,25 @@ def document_parameters(function: F) -> F:
     entries = [f"{name}\n{own[name] if name in own else _wrapped(TEXTS[name])}" for name in names]
     function.__doc__ = "\n".join([before.rstrip(), "", "Parameters\n----------", *entries, "", after])
     return function
+
+
+def accept_former_names(**names: str) -> Callable[[F], F]:
+    """Take parameters by the names that they had before, with a warning; ``former="present"``."""
+
+    def decorate(function: F) -> F:
+        @functools.wraps(function)
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            for former in names.keys() & keywords.keys():
+                message = f"{former}= of {function.__name__}() is now called {names[former]}="
+                warnings.warn(message, FutureWarning, stacklevel=2)
+                if names[former] in keywords:
+                    raise TypeError(message)
+                keywords[names[former]] = keywords.pop(former)
+            return function(*arguments, **keywords)
+
+        return call  # type: ignore[return-value]
+
+    return decorate
 
 
 def _split(text: str) -> tuple[str, dict[str, str], str]:

@@ -116,7 +116,11 @@ how_to_store = _grouped(
 )
 
 
-@commands.command()
+# What options were called before; they are still taken.
+FORMER = {"columns": "keep-metadata", "shard-cells": "cells-per-shard"}
+
+
+@commands.command(context_settings={"token_normalize_func": lambda name: FORMER.get(name, name)})
 @click.argument("source", required=False)
 @click.option("-o", "--output", required=True, help="What to write: NAME.zarr (any size) or NAME.h5ad (in memory).")
 @what_to_read
