@@ -8,6 +8,7 @@ import pandas as pd
 from tahoe._cells.objects import check_adata
 from tahoe._cells.slots import copy_or_self, groups_of
 from tahoe._perturbation.perturbed_cells import choose_cells
+from tahoe._perturbation.requests import requested_edits
 from tahoe._perturbation.screen import Plan, Screen
 from tahoe._perturbation.states import check_chosen, replicates_of, states_of
 from tahoe._run.asked_genes import drug_edits, edits_of
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
     from tahoe._run.inputs import Inputs
 
-KINDS = ("delete", "maximum", "activate", "drug")
-METHODS = ("auto", "first_order", "exact")
 COLUMNS = (
     "gene", "ensembl_id", "group", "n_cells", "detection", "mean_bin", "shift", "toward", "projection", "away",
     "percentile", "z", "p", "q", "shift_exact", "toward_exact", "projection_exact", "away_exact", "n_cells_exact",
@@ -185,7 +184,7 @@ def perturb(
         n_exact=(n_exact, 0),
         n_projections=(n_projections, 1),
     )
-    asked = _asked_genes(genes, kind, method, drugs)
+    asked = requested_edits(genes, kind, method, drugs)
     check_key(adata, key_added, ("obsm", key_added))
     codes, groups = groups_of(adata, groupby)
     states = states_of(adata, goal, alternative)
@@ -241,35 +240,6 @@ def perturb(
         obsm[key_added][chosen.rows] = screened.changes
     write_results(adata, key_added, record, inputs.mapping, obsm=obsm)
     return adata if copy else None
-
-
-def _asked_genes(genes: Any, kind: str, method: str, drugs: Any) -> list[tuple[str, ...]] | None:
-    """The edits that are asked for by name; None for all genes."""
-    for name, value, known in (("kind", kind, KINDS), ("method", method, METHODS)):
-        if value not in known:
-            message = f"{name}={value!r} is unknown; choose from {', '.join(map(repr, known))}"
-            raise InputError(message)
-    if kind == "drug":
-        if genes is not None or drugs is None:
-            message = "kind='drug' perturbs by drugs: name them with drugs=, and leave genes= away"
-            raise InputError(message)
-        return None
-    if genes is None:
-        return None
-    if isinstance(genes, str) and genes == "vocabulary":
-        if kind != "activate":
-            message = f"genes='vocabulary' goes with kind='activate'; with kind={kind!r} leave genes= away"
-            raise InputError(message)
-        return None
-    listed = [genes] if isinstance(genes, str) else list(genes)
-    asked = [tuple(map(str, gene)) if isinstance(gene, tuple | list) else (str(gene),) for gene in listed]
-    if not asked or len(set(asked)) < len(asked) or any(len(set(edit)) < len(edit) or not edit for edit in asked):
-        message = f"genes={listed[:5]}: name at least one gene, and each once"
-        raise InputError(message)
-    if method == "first_order" and any(len(edit) > 1 for edit in asked):
-        message = "combinations of genes are edited exactly; pass method='auto' or 'exact', or leave them away"
-        raise InputError(message)
-    return asked
 
 
 def _check_precision(inputs: Inputs, method: str) -> None:
