@@ -216,7 +216,7 @@ def test_workers_give_what_one_process_gives(cells, tmp_path):
     cells.write_h5ad(tmp_path / "cells.h5ad")
     keys = {"obs_keys": "type", "groups": "donor", "cells_per_shard": 40}
     with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=":0") as cluster,
         distributed.Client(cluster) as client,
     ):
         tahoe.build_reference(tmp_path / "cells.h5ad", tmp_path / "two", **keys, client=client)
