@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from tahoe._cells.objects import check_adata
-from tahoe._cells.results import SCORES, table_of
 from tahoe._cells.slots import row_of
+from tahoe._perturbation.results import SCORES, table_of
 from tahoe._run.inputs import check_at_least, choose_heads, choose_network_layers, read_inputs
 from tahoe._run.means import mean_of_heads, places_of
 from tahoe._run.parameters import document_parameters

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tahoe._cells.objects import check_adata
-from tahoe._cells.results import table_of
+from tahoe._perturbation.results import table_of
 from tahoe._run.inputs import check_at_least
 from tahoe._run.parameters import document_parameters
 from tahoe.errors import InputError
