@@ -16,7 +16,7 @@ import torch
 
 from tahoe.model.tokens import tokenizer
 from tests._genes import test_mapping
-from tests._run import test_resumed_drugs, test_shards
+from tests._store import test_resumed_drugs, test_shards
 from tests.model import test_reference
 from tests.model.network import test_network
 from tests.model.tokens import test_edits, test_tokenizer
@@ -311,7 +311,7 @@ def _(tokenised, cell_batches, model):
 
 @fault(
     "a shard out of its place",
-    "tahoe._run.shards.Store.write",
+    "tahoe._store.shards.Store.write",
     test_shards.test_each_shard_stands_in_its_place,
     fixture("tmp_path"),
 )
@@ -321,7 +321,7 @@ def _(write, store, shard, vectors, n_genes):
 
 @fault(
     "a run goes on with other drugs",
-    "tahoe._run.embed_file._fingerprint",
+    "tahoe._store.embed_file._fingerprint",
     test_resumed_drugs.test_other_drugs_do_not_go_on,
     fixture("reference"),
     fixture("read_cells"),

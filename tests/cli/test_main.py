@@ -127,7 +127,7 @@ def test_like_refuses_other_weights(cells, tiny, tmp_path, capsys):
 
 
 def test_resume(cells, vectors, tmp_path, monkeypatch, capsys):
-    from tahoe._run.shards import Store
+    from tahoe._store.shards import Store
 
     output, written = tmp_path / "out.zarr", Store.write
 

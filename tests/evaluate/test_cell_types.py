@@ -18,9 +18,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import tahoe
+from tahoe._scores import baselines as _baselines
+from tahoe._scores import clusters as _clusters
+from tahoe._scores import neighbors as _neighbors
+from tahoe._scores.folds import make_folds
 from tahoe.errors import InputError, TahoeWarning
-from tahoe.evaluate import _baselines, _clusters, _neighbors
-from tahoe.evaluate._folds import make_folds
 
 BASELINES = {"PCA of log counts", "total counts", "random", "majority class"}
 CLASSIFIERS = ("kNN", "logistic regression", "random forest")

@@ -15,8 +15,9 @@ from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 
 import tahoe
+from tahoe._scores import mlp as _mlp
 from tahoe.errors import InputError, TahoeWarning
-from tahoe.evaluate import _gene_sets, _mlp
+from tahoe.evaluate import _gene_sets
 from tahoe.evaluate._essentiality import CALIPER, matched_pairs
 from tahoe.evaluate._gene_inputs import family
 

@@ -21,8 +21,8 @@ from tahoe._reference.held_back import hold_back
 from tahoe._reference.reference import Reference, load_reference
 from tahoe._reference.vectors import Vectors, unit
 from tahoe._run.inputs import check_at_least
-from tahoe._run.lock import lock_output
-from tahoe._run.shards import RUN_FILE, check_same
+from tahoe._store.lock import lock_output
+from tahoe._store.shards import RUN_FILE, check_same
 from tahoe.errors import InputError, warn
 from tahoe.model.causes import why_not_written
 from tahoe.settings import settings

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tahoe._run.lock import folder_of
+from tahoe._store.lock import folder_of
 from tahoe.errors import InputError
 from tahoe.model.causes import first_line
 from tahoe.model.files import file_sha256

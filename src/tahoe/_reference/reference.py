@@ -290,7 +290,7 @@ def load_reference(reference: str | os.PathLike[str] | Reference, *, revision: s
     check_path("reference", reference)
     folder = Path(reference)
     if not folder.exists() and isinstance(reference, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", reference):
-        from tahoe._run.lock import folder_of
+        from tahoe._store.lock import folder_of
 
         if not folder_of(folder).exists() and not folder.parent.is_dir():
             folder = hub.download(reference, revision)

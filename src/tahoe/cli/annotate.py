@@ -21,8 +21,8 @@ from tahoe._reference.match import check_same_embedding
 from tahoe._reference.reference import Reference, load_reference
 from tahoe._reference.transfer import CELLS_AT_ONCE, UNKNOWN, Transfer
 from tahoe._reference.vectors import unit
-from tahoe._run.embed_file import embed_file
-from tahoe._run.shards import allow_nullable_strings, explain_write_errors
+from tahoe._store.embed_file import embed_file
+from tahoe._store.shards import allow_nullable_strings, explain_write_errors
 from tahoe.errors import InputError
 from tahoe.model.causes import why_not_written
 from tahoe.model.loading import choose_device
@@ -162,7 +162,7 @@ def _copy(source: str, place: Path, atlas: Reference) -> None:
 
 def _in_memory(source: str, atlas: Reference, target: Path, obs_keys: list[str], **how: Any) -> None:
     from tahoe._cells.opening import open_source
-    from tahoe._run.lock import lock_output
+    from tahoe._store.lock import lock_output
     from tahoe.tl import transfer_labels
 
     how.pop("resume")

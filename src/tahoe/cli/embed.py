@@ -26,7 +26,7 @@ def embed(
     source: str, output: str, given: set[str], *, workers: int | None, scheduler: str | None, **options: Any
 ) -> None:
     """Embed the cells of a file, here or on the workers of a cluster; `given` are the options of the command line."""
-    from tahoe._run.embed_file import embed_file
+    from tahoe._store.embed_file import embed_file
 
     useless = sorted(f"--{name.replace('_', '-')}" for name in given & OF_STORES)
     if useless and output.lower().endswith(".h5ad"):

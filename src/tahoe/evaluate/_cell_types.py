@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tahoe._cells.objects import check_adata
+from tahoe._scores import clusters
+from tahoe._scores.baselines import cell_totals, noise, pca
+from tahoe._scores.classifiers import N_NEIGHBORS, classifiers, fold_scores, majority
+from tahoe._scores.folds import check_groups, make_folds
+from tahoe._scores.neighbors import chance_purity, graph_connectivity, lisi, nearest, purity
+from tahoe._scores.table import BASELINE, GIVEN, Score, mean_score, to_table
 from tahoe.errors import InputError, warn
-from tahoe.evaluate import _baselines, _clusters, _neighbors
-from tahoe.evaluate._classifiers import N_NEIGHBORS, classifiers, fold_scores, majority
-from tahoe.evaluate._folds import check_groups, make_folds
 from tahoe.evaluate._inputs import check_finite, names_of, read_column, read_counts, read_groups, read_vectors
-from tahoe.evaluate._table import BASELINE, GIVEN, Score, mean_score, to_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-    from tahoe.evaluate._folds import Fold
+    from tahoe._scores.folds import Fold
 
 PCA, TOTALS, RANDOM, MAJORITY = "PCA of log counts", "total counts", "random", "majority class"
 # The number of neighbours in the authors' own measure, and those of the local inverse Simpson's index in scib.
@@ -118,15 +120,15 @@ def cell_types(
         check_groups(labels, in_groups, label, groups)
     folds = make_folds(labels, in_groups, n_folds, seed)
     batches = None if batch is None else _batches(adata, batch, rows)
-    if not _clusters.has_leiden():
-        warn(f"no ARI and no NMI: {_clusters.NEEDS_IGRAPH}")
+    if not clusters.has_leiden():
+        warn(f"no ARI and no NMI: {clusters.NEEDS_IGRAPH}")
     counts, are_counts = read_counts(adata, layer=layer, use_raw=use_raw)
     counts = counts[rows]
 
     baselines = {
-        PCA: _baselines.pca(counts, are_counts, seed),
-        TOTALS: _baselines.cell_totals(counts, are_counts),
-        RANDOM: _baselines.noise(len(labels), seed),
+        PCA: pca(counts, are_counts, seed),
+        TOTALS: cell_totals(counts, are_counts),
+        RANDOM: noise(len(labels), seed),
     }
     judge = _Judge(labels, in_groups, batches, folds, seed)
     scores: list[Score] = []
@@ -176,30 +178,28 @@ class _Judge:
     def _unsupervised(self, vectors: np.ndarray, representation: str, kind: str) -> Iterator[Score]:
         from sklearn.metrics import silhouette_samples
 
-        distances, neighbors = _neighbors.nearest(vectors, N_NEIGHBORS_OF_LISI)
+        distances, neighbors = nearest(vectors, N_NEIGHBORS_OF_LISI)
         near = neighbors[:, :N_NEIGHBORS]
         n = len(self.labels)
 
         def whole(metric: str, value: float, detail: str = "") -> Score:
             return Score(metric, representation, kind, float(value), n=n, detail=detail)
 
-        yield self._mean_of_cells("kNN purity", representation, kind, _neighbors.purity(near, self.codes))
-        over_chance = _neighbors.purity(neighbors[:, :N_NEIGHBORS_OF_AUTHORS], self.codes) / _neighbors.chance_purity(
-            self.codes
-        )
+        yield self._mean_of_cells("kNN purity", representation, kind, purity(near, self.codes))
+        over_chance = purity(neighbors[:, :N_NEIGHBORS_OF_AUTHORS], self.codes) / chance_purity(self.codes)
         yield self._mean_of_cells("kNN purity over chance", representation, kind, over_chance)
         yield self._mean_of_cells("silhouette", representation, kind, silhouette_samples(vectors, self.codes))
-        if _clusters.has_leiden():
-            agreement, detail = _clusters.best_agreement(vectors, self.labels, self.seed)
+        if clusters.has_leiden():
+            agreement, detail = clusters.best_agreement(vectors, self.labels, self.seed)
         else:
-            agreement, detail = {"ARI": np.nan, "NMI": np.nan}, _clusters.NEEDS_IGRAPH
+            agreement, detail = {"ARI": np.nan, "NMI": np.nan}, clusters.NEEDS_IGRAPH
         for metric, value in agreement.items():
             yield whole(metric, value, detail)
-        yield whole("graph connectivity", _neighbors.graph_connectivity(near, self.codes))
+        yield whole("graph connectivity", graph_connectivity(near, self.codes))
         if self.batches is not None:
             n_batches = self.batches.max() + 1
             perplexity = min(PERPLEXITY, neighbors.shape[1] // 3)
-            around = _neighbors.lisi(distances, self.batches[neighbors], perplexity)
+            around = lisi(distances, self.batches[neighbors], perplexity)
             yield whole("iLISI", (np.median(around) - 1) / (n_batches - 1), f"{n_batches} batches")
 
     def _mean_of_cells(self, metric: str, representation: str, kind: str, values: np.ndarray) -> Score:

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 
 from tahoe._cells.objects import check_adata
+from tahoe._scores.folds import make_folds
+from tahoe._scores.table import BASELINE, Score, mean_score, to_table
 from tahoe.errors import InputError
-from tahoe.evaluate._folds import make_folds
 from tahoe.evaluate._gene_inputs import CONSTANT, Genes, read_genes, resolved
-from tahoe.evaluate._table import BASELINE, Score, mean_score, to_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,10 +13,10 @@ import numpy as np
 from scipy.stats import rankdata
 
 from tahoe._genes.mapping import map_genes, resolve
+from tahoe._scores.baselines import gene_expression, noise, pca_loadings
+from tahoe._scores.table import BASELINE, GIVEN
 from tahoe.errors import InputError, warn
-from tahoe.evaluate import _baselines
 from tahoe.evaluate._inputs import names_of, read_counts, read_vectors
-from tahoe.evaluate._table import BASELINE, GIVEN
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -64,12 +64,12 @@ def read_genes(adata: AnnData, use_rep: str | Sequence[str], wanted: set[str], l
         warn(message)
     rows = rows[has_vector]
     counts, are_counts = read_counts(adata, layer=layer)
-    expression = _baselines.gene_expression(counts, are_counts)
+    expression = gene_expression(counts, are_counts)
     ranks = rankdata(expression[:, 0]) / len(expression)
     baselines = {
         EXPRESSION: expression[rows],
-        LOADINGS: _baselines.pca_loadings(counts, are_counts, seed)[rows],
-        RANDOM: _baselines.noise(len(rows), seed),
+        LOADINGS: pca_loadings(counts, are_counts, seed)[rows],
+        RANDOM: noise(len(rows), seed),
     }
     return Genes(ids[rows], {name: vectors[name][rows] for name in names} | baselines, names, ranks[rows])
 

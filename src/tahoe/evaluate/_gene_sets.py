@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tahoe._cells.objects import check_adata
+from tahoe._scores.table import BASELINE, Score, mean_score, to_table
 from tahoe.errors import InputError
 from tahoe.evaluate._gene_inputs import CONSTANT, Genes, family, read_genes, read_gmt, resolved
-from tahoe.evaluate._table import BASELINE, Score, mean_score, to_table
 
 if TYPE_CHECKING:
     import os
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-    from tahoe.evaluate._folds import Fold
+    from tahoe._scores.folds import Fold
 
 PROTOCOLS = ("tahoe-x1", "grouped")
 MICRO, MACRO = "micro average precision", "macro average precision"
@@ -127,7 +127,7 @@ def _members(genes: np.ndarray, sets: Mapping[str, Sequence[str]], ids: Mapping[
 def _as_authors(genes: Genes, members: np.ndarray, seeds: Sequence[int], device: str | None) -> list[Score]:
     import torch
 
-    from tahoe.evaluate._mlp import predict_best, split_genes
+    from tahoe._scores.mlp import predict_best, split_genes
 
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     splits = [split_genes(len(members), seed) for seed in seeds]

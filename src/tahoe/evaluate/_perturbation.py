@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 
 from tahoe._cells.objects import check_adata
+from tahoe._scores.permutation import pairing_p_value
+from tahoe._scores.shifts import energy_distances, linear_shifts, mean_of_others
+from tahoe._scores.table import BASELINE, GIVEN, Score, mean_score, to_table
 from tahoe.errors import InputError, warn
 from tahoe.evaluate._inputs import read_column
-from tahoe.evaluate._permutation import pairing_p_value
-from tahoe.evaluate._shifts import energy_distances, linear_shifts, mean_of_others
-from tahoe.evaluate._table import BASELINE, GIVEN, Score, mean_score, to_table
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -14,12 +14,12 @@ from tahoe._cells.opening import open_source
 from tahoe._cells.rows import row_blocks
 from tahoe._cells.slots import check_name
 from tahoe._run.cluster import EmbeddingTask, cluster
-from tahoe._run.embed_whole import embed_whole
 from tahoe._run.inputs import Inputs, check_at_least, read_inputs
-from tahoe._run.lock import lock_output
 from tahoe._run.parameters import accept_former_names, document_parameters
 from tahoe._run.provenance import with_slots
-from tahoe._run.shards import Store
+from tahoe._store.embed_whole import embed_whole
+from tahoe._store.lock import lock_output
+from tahoe._store.shards import Store
 from tahoe.errors import InputError, TahoeError, warn
 from tahoe.model.causes import first_line, why_not_written
 from tahoe.settings import settings

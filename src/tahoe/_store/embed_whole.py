@@ -9,8 +9,8 @@ from tahoe._cells.file import absolute
 from tahoe._cells.opening import open_source
 from tahoe._run.embed import embed_in_place
 from tahoe._run.inputs import read_inputs
-from tahoe._run.lock import lock_output
-from tahoe._run.shards import allow_nullable_strings, explain_write_errors
+from tahoe._store.lock import lock_output
+from tahoe._store.shards import allow_nullable_strings, explain_write_errors
 from tahoe.errors import InputError
 from tahoe.model.causes import why_not_written
 

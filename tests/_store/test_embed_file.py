@@ -192,7 +192,7 @@ def test_an_unfinished_run_is_not_overwritten(folder, tiny_model, tmp_path):
 
 def unfinished_run(folder, output, model, source="cells.h5ad"):
     """A run that is interrupted after two shards."""
-    from tahoe._run.shards import Store
+    from tahoe._store.shards import Store
 
     written = Store.write
 

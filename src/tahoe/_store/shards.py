@@ -15,7 +15,7 @@ import zarr
 from anndata.io import write_elem
 
 from tahoe._cells.slots import n_genes_name
-from tahoe._run.lock import folder_of
+from tahoe._store.lock import folder_of
 from tahoe.errors import InputError, TahoeError
 from tahoe.model.causes import why_not_written
 

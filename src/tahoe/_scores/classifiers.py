@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tahoe.evaluate._folds import Fold
+    from tahoe._scores.folds import Fold
 
 N_NEIGHBORS = 15
 
