@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import tahoe
-from tahoe._reference.vectors import unit
+from tahoe._reference.embeddings import unit
 from tahoe.errors import InputError, ModelError, TahoeWarning
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tahoe._reference.embeddings import Vectors, unit
 from tahoe._reference.exact import nearest
-from tahoe._reference.vectors import Vectors, unit
 
 
 def brute(queries, rows, k):

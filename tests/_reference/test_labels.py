@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tahoe._reference.embeddings import Vectors, unit
 from tahoe._reference.exact import nearest
 from tahoe._reference.held_back import OF_EACH_LABEL, hold_back
 from tahoe._reference.labels import Calibration, label_shares, share_above, vote, weights_of
-from tahoe._reference.vectors import Vectors, unit
 
 
 def test_weights_have_no_scale():

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from tahoe._perturbation.accumulators import Agreement, ExactEdits, FirstOrder, GeneCounts, UnitMeans
 from tahoe._perturbation.edit_effects import Question
 from tahoe._perturbation.effect_table import Comparison, effect_table, with_exact
 from tahoe._perturbation.perturbed_cells import directions
-from tahoe._perturbation.some_rows import aggregate_rows
+from tahoe._perturbation.selected_rows import aggregate_rows
 from tahoe._perturbation.statistics import matched
-from tahoe._perturbation.sums import Agreement, ExactEdits, FirstOrder, GeneCounts, UnitMeans
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ from tahoe._cells.file import absolute, identity
 from tahoe._cells.objects import check_path
 from tahoe._reference import index as indexes
 from tahoe._reference.cells import Cells, opened
+from tahoe._reference.embeddings import Vectors, unit
 from tahoe._reference.folder import COLUMNS, NAMES, VECTORS, open_arrays, plain, save_array, shard_file, write_manifest
 from tahoe._reference.held_back import hold_back
 from tahoe._reference.reference import Reference, load_reference
-from tahoe._reference.vectors import Vectors, unit
 from tahoe._run.inputs import check_at_least
 from tahoe._store.lock import lock_output
 from tahoe._store.shards import RUN_FILE, check_same

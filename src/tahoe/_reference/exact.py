@@ -14,7 +14,7 @@ import torch
 from tahoe.model.cpu.linear import rounded_to
 
 if TYPE_CHECKING:
-    from tahoe._reference.vectors import Vectors
+    from tahoe._reference.embeddings import Vectors
 
 QUERIES_AT_ONCE, ROWS_AT_ONCE = 2048, 16_384
 # Candidates beyond those that are asked for.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from tahoe._reference.vectors import Vectors
+    from tahoe._reference.embeddings import Vectors
 
 MOST_NEIGHBORS = 200
 # Least number of held-back cells of each label, if there are so many: the least p is 1 / (1 + that).

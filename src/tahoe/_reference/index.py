@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tahoe._reference.embeddings import Vectors
 from tahoe._reference.folder import INDEX, VECTORS, open_arrays, shard_file
-from tahoe._reference.vectors import Vectors
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from tahoe._cells.objects import check_path
 from tahoe._reference import folder as contents
 from tahoe._reference import hub
 from tahoe._reference import index as indexes
+from tahoe._reference.embeddings import Vectors
 from tahoe._reference.exact import by_distance, nearest
 from tahoe._reference.held_back import HeldBack
 from tahoe._reference.labels import Calibration
-from tahoe._reference.vectors import Vectors
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tahoe._reference.embeddings import unit
 from tahoe._reference.folder import listed
 from tahoe._reference.held_back import MOST_NEIGHBORS
-from tahoe._reference.vectors import unit
 from tahoe.errors import InputError, warn
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ from tqdm.auto import tqdm
 
 from tahoe._cells.slots import row_of
 from tahoe._reference.cells import Cells, opened
+from tahoe._reference.embeddings import unit
 from tahoe._reference.folder import listed
 from tahoe._reference.match import check_same_embedding
 from tahoe._reference.reference import Reference, load_reference
 from tahoe._reference.transfer import CELLS_AT_ONCE, UNKNOWN, Transfer
-from tahoe._reference.vectors import unit
 from tahoe._store.embed_file import embed_file
 from tahoe._store.shards import allow_nullable_strings, explain_write_errors
 from tahoe.errors import InputError

@@ -8,12 +8,12 @@ import pandas as pd
 
 from tahoe._cells.objects import check_adata
 from tahoe._cells.slots import copy_or_self
-from tahoe._run.asked_genes import tokens_of_genes
 from tahoe._run.inputs import check_at_least, read_inputs
 from tahoe._run.means import check_fits
 from tahoe._run.parameters import document_parameters
 from tahoe._run.predictions import HiddenPredictions, ObservedPredictions, QueriedPredictions
 from tahoe._run.provenance import check_key, write_results
+from tahoe._run.requested_genes import tokens_of_genes
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:

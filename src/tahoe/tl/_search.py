@@ -7,9 +7,9 @@ import numpy as np
 
 from tahoe._cells.objects import check_adata
 from tahoe._cells.slots import copy_or_self
+from tahoe._reference.embeddings import unit
 from tahoe._reference.reference import load_reference
 from tahoe._reference.transfer import CELLS_AT_ONCE
-from tahoe._reference.vectors import unit
 from tahoe._run.parameters import document_parameters
 from tahoe._run.provenance import check_key, write_results
 from tahoe.errors import warn
