@@ -10,10 +10,10 @@ import pandas as pd
 from tahoe._cells.objects import check_adata
 from tahoe._cells.slots import row_of
 from tahoe._perturbation.results import SCORES, table_of
-from tahoe._run.inputs import check_at_least, choose_heads, choose_network_layers, read_inputs
+from tahoe._run.inputs import choose_heads, choose_network_layers, read_inputs
 from tahoe._run.means import mean_of_heads, places_of
 from tahoe._run.parameters import document_parameters
-from tahoe.errors import InputError
+from tahoe.errors import InputError, check_at_least, listed
 
 if TYPE_CHECKING:
     import os
@@ -198,7 +198,7 @@ def perturbation(
     table = table_of(adata, key, group)
     sort_by = sort_by or next(name for name in SCORES if table[name].notna().any())
     if sort_by not in table:
-        message = f"sort_by={sort_by!r} is not a column of the table, which has {', '.join(map(repr, table))}"
+        message = f"sort_by={sort_by!r} is not a column of the table, which has {listed(table, most=30)}"
         raise InputError(message)
     if max_q is not None and table["q"].isna().all():
         message = f"max_q={max_q}, but there are no q-values; call tahoe.tl.perturb with replicate_key="

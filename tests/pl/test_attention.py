@@ -85,7 +85,7 @@ def test_two_columns_of_one_name_are_two_genes(cells):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "graph"}, "kind='graph' is unknown; choose 'heatmap' or 'network'"),
+        ({"kind": "graph"}, "kind='graph' is unknown; choose from 'heatmap', 'network'"),
         ({"genes": ["CD7x"]}, r"genes=\['CD7x'\]: not in adata.var_names"),
         ({"genes": ["CD74"]}, "no attention between these genes"),
         ({"key": "nothing"}, r"varp\['nothing'\] does not exist; call tahoe.tl.attention\(adata\) first"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tahoe.errors import InputError
+from tahoe.errors import InputError, check_choice
 
 KINDS = ("delete", "maximum", "activate", "drug")
 METHODS = ("auto", "first_order", "exact")
@@ -18,10 +18,7 @@ def requested_edits(genes: Any, kind: str, method: str, drugs: Any) -> list[tupl
     tahoe.errors.InputError
         If they do not go with `kind` or `method`, or none is named, or one twice.
     """
-    for name, value, known in (("kind", kind, KINDS), ("method", method, METHODS)):
-        if value not in known:
-            message = f"{name}={value!r} is unknown; choose from {', '.join(map(repr, known))}"
-            raise InputError(message)
+    check_choice(kind=(kind, KINDS), method=(method, METHODS))
     if kind == "drug":
         if genes is not None or drugs is None:
             message = "kind='drug' perturbs by drugs: name them with drugs=, and omit genes="

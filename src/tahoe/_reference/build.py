@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import shutil
 from dataclasses import dataclass
@@ -20,11 +19,11 @@ from tahoe._reference.embeddings import Vectors, unit
 from tahoe._reference.folder import COLUMNS, NAMES, VECTORS, open_arrays, plain, save_array, shard_file, write_manifest
 from tahoe._reference.held_back import hold_back
 from tahoe._reference.reference import Reference, load_reference
-from tahoe._run.inputs import check_at_least
+from tahoe._run.cluster import on_workers
 from tahoe._store.lock import lock_output
-from tahoe._store.shards import RUN_FILE, check_same
-from tahoe.errors import InputError, warn
-from tahoe.model.causes import why_not_written
+from tahoe._store.output import check_output, explain_disk_errors
+from tahoe._store.shards import RUN_FILE, STORE, STORED_DTYPES, begin_run
+from tahoe.errors import InputError, check_at_least, check_choice, warn
 from tahoe.settings import settings
 
 if TYPE_CHECKING:
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-STORED_DTYPES = ("float32", "float16")
 # Cells of a shard that are read at once.
 READ_AT_ONCE = 8192
 
@@ -124,7 +122,8 @@ def build_reference(
     check_path("path", path)
     check_at_least(n_held_back=(n_held_back, 1), cells_per_shard=(cells_per_shard, 1))
     target, keys = Path(path).absolute(), [obs_keys] if isinstance(obs_keys, str) else list(obs_keys)
-    _check(target, stored_dtype, resume)
+    check_choice(stored_dtype=(stored_dtype, STORED_DTYPES))
+    check_output("path=", target, resume=resume)
     with opened(source, use_rep) as cells, lock_output(target) as partial:
         if client is not None and cells.path is None:
             message = "client= goes with a source in a file, which the workers read; an AnnData is in this process"
@@ -142,11 +141,11 @@ def build_reference(
         }
         work = Work(
             None if cells.path is None else absolute(cells.path), cells if cells.path is None else None,
-            partial / "store", cells.n_cells, **parameters,
+            partial / STORE, cells.n_cells, **parameters,
         )  # fmt: skip
         indexed = indexes.wanted(index, cells.n_cells)
-        _begin(partial, resume, _fingerprint(cells, record, columns, parameters))
-        try:
+        with explain_disk_errors(f"path={str(path)!r}", "; then go on with resume=True"):
+            begin_run(partial, _fingerprint(cells, record, columns, parameters), resume, work.place.mkdir)
             work.all(client)
             manifest = {"n_cells": cells.n_cells, "width": width, "embedding": plain(record)}
             manifest |= {**parameters, "groups": groups, "seed": seed, "tahoe_version": version("tahoe-anndata")}
@@ -158,9 +157,6 @@ def build_reference(
                 raise
             work.place.rename(target)
             (partial / RUN_FILE).unlink()
-        except OSError as error:
-            message = f"path={str(path)!r} cannot be written: {why_not_written(error)}; then go on with resume=True"
-            raise InputError(message) from error
     return load_reference(target)
 
 
@@ -205,14 +201,8 @@ class Work:
                 for number in numbers:
                     bar.update(self.one(number))
                 return
-            from distributed import as_completed
-
-            futures = client.map(self.one, numbers, pure=False)
-            try:
-                for _, n_cells in as_completed(futures, with_results=True):
-                    bar.update(n_cells)
-            finally:
-                client.cancel(futures)
+            for n_cells in on_workers(client, self, numbers):
+                bar.update(n_cells)
 
 
 def _finish(
@@ -242,35 +232,6 @@ def _finish(
     manifest |= {"n_vectors": n_vectors, "n_held_back": int(held_back.is_sample.sum())}
     manifest["index"] = indexes.build(place, vectors, manifest["seed"], client) if indexed else None
     write_manifest(place, manifest)
-
-
-def _check(target: Path, stored_dtype: str, resume: bool) -> None:
-    if stored_dtype not in STORED_DTYPES:
-        message = f"stored_dtype={stored_dtype!r} is not supported; use {' or '.join(map(repr, STORED_DTYPES))}"
-        raise InputError(message)
-    if target.exists():
-        done = ", so there is nothing to resume" if resume else ""
-        message = f"path={str(target)!r} exists{done}; choose another place, or delete it first"
-        raise InputError(message)
-    if not target.parent.is_dir():
-        message = f"path={str(target)!r} is to be in a folder that does not exist; make {str(target.parent)!r} first"
-        raise InputError(message)
-
-
-def _begin(partial: Path, resume: bool, fingerprint: dict[str, Any]) -> None:
-    """Find an earlier build that did the same, or begin anew."""
-    run = partial / RUN_FILE
-    if run.is_file():
-        if not resume:
-            message = f"{str(partial)!r} is an unfinished build; pass resume=True (--resume), or delete that folder"
-            raise InputError(message)
-        check_same(json.loads(run.read_text(encoding="utf-8")), fingerprint, str(partial))
-        return
-    shutil.rmtree(partial / "store", ignore_errors=True)
-    (partial / "store").mkdir()
-    new = partial / f"{RUN_FILE}.new"
-    new.write_text(json.dumps(fingerprint, indent=1), encoding="utf-8")
-    new.replace(run)
 
 
 def _fingerprint(

@@ -14,7 +14,7 @@ import numpy as np
 
 from tahoe._reference.embeddings import Vectors
 from tahoe._reference.folder import INDEX, VECTORS, open_arrays, shard_file
-from tahoe.errors import InputError
+from tahoe.errors import InputError, check_choice
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,9 +40,7 @@ def wanted(index: str | bool, n_cells: int) -> bool:
     tahoe.errors.InputError
         If one is asked for, and the library is not installed.
     """
-    if index not in ("auto", True, False):
-        message = f"index={index!r}; it must be True, False or 'auto'"
-        raise InputError(message)
+    check_choice(index=(index, ("auto", True, False)))
     if index is False or (index == "auto" and n_cells < LARGE):
         return False
     if importlib.util.find_spec(LIBRARY) is None:

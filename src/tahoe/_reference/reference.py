@@ -18,7 +18,7 @@ from tahoe._reference.embeddings import Vectors
 from tahoe._reference.exact import by_distance, nearest
 from tahoe._reference.held_back import HeldBack
 from tahoe._reference.labels import Calibration
-from tahoe.errors import InputError
+from tahoe.errors import InputError, listed
 
 if TYPE_CHECKING:
     import os
@@ -114,8 +114,8 @@ class Reference:
 
     def _number(self, obs_key: str) -> int:
         if obs_key not in self.obs_keys:
-            known = contents.listed(self.obs_keys)
-            message = f"obs_key={obs_key!r} is not a column of the reference {self.name!r}; it has {known}"
+            present = listed(self.obs_keys)
+            message = f"obs_key={obs_key!r} is not a column of the reference {self.name!r}; it has {present}"
             raise InputError(message)
         return self.obs_keys.index(obs_key)
 

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tahoe._reference.embeddings import unit
-from tahoe._reference.folder import listed
 from tahoe._reference.held_back import MOST_NEIGHBORS
-from tahoe.errors import InputError, warn
+from tahoe.errors import InputError, listed, warn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

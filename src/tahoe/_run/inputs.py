@@ -266,11 +266,3 @@ def _numbers(argument: str, queried: int | Sequence[int] | None, n: int, what: s
         message = f"{argument}={queried!r}: the network has {n} {what}, 0 to {n - 1}; None takes all"
         raise InputError(message)
     return tuple(sorted({int(number) % n for number in numbers}))
-
-
-def check_at_least(**limits: tuple[int | None, int]) -> None:
-    """Refuse numbers below their minimum; None passes."""
-    for name, (value, minimum) in limits.items():
-        if value is not None and value < minimum:
-            message = f"{name}={value}: it must be at least {minimum}"
-            raise InputError(message)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ import pandas as pd
 from tahoe._genes.mapping import resolve
 from tahoe._genes.names import find_id
 from tahoe._run.inputs import known_drugs
-from tahoe.errors import InputError
+from tahoe.errors import InputError, similar_names
 
 if TYPE_CHECKING:
     from tahoe._run.inputs import Inputs
@@ -45,8 +44,7 @@ def tokens_of_genes(inputs: Inputs, genes: list[str]) -> np.ndarray:
         tokens[absent] = inputs.model.vocabulary.tokens_of(resolve([genes[i] for i in absent])[0])
     unknown = [gene for gene, token in zip(genes, tokens, strict=True) if token < 0]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], names[inputs.column_tokens >= 0].astype(str), n=3)
-        hint = f" (near: {', '.join(map(repr, near))})" if near else ""
+        hint = f" (near: {similar_names(unknown[0], names[inputs.column_tokens >= 0])})"
         if resolve(unknown[:1])[0][0]:
             hint = f"; {unknown[0]!r} is a gene, but the model was not made with it"
         message = f"genes={unknown[:5]}: not among the genes of the model {inputs.model.name!r}{hint}"
@@ -82,8 +80,8 @@ def drug_edits(inputs: Inputs, drugs: Any) -> tuple[dict[tuple[int, ...], str], 
     chosen = list(known) if table is not None else [str(name) for name in names]
     unknown = [name for name in chosen if name not in known]
     if unknown or not chosen:
-        near = difflib.get_close_matches(unknown[0], known, n=3) if unknown else []
-        message = f"drugs={unknown[:5]}: not known to the model (near: {', '.join(map(repr, near)) or 'none'})"
+        near = similar_names(unknown[0], known) if unknown else "none"
+        message = f"drugs={unknown[:5]}: not known to the model (near: {near})"
         raise InputError(message)
     ids: dict[tuple[int, ...], str] = {(int(known[name]),): name for name in chosen if known[name] != 0}
     nobody = np.zeros(inputs.matrix.n_cells, dtype=np.int64)

@@ -12,8 +12,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from typing import TYPE_CHECKING
 
+from tahoe._store.output import explain_disk_errors
 from tahoe.errors import InputError
-from tahoe.model.causes import UNLOCKABLE, why_not_written
+from tahoe.model.causes import UNLOCKABLE
 
 try:
     import fcntl
@@ -53,11 +54,8 @@ def lock_output(output: Path) -> Iterator[Path]:
     """
     folder, ended = folder_of(output), threading.Event()
     _refuse_foreign(folder)
-    try:
+    with explain_disk_errors(f"output={str(output)!r}"):
         file = _acquire(folder, output)
-    except OSError as error:
-        message = f"output={str(output)!r} cannot be written: {why_not_written(error)}"
-        raise InputError(message) from error
     heartbeat = threading.Thread(target=_keep_alive, args=(folder / LOCK_FILE, ended), name="tahoe-lock", daemon=True)
     heartbeat.start()
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import logging
 import shutil
-import warnings
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -17,14 +16,13 @@ from tqdm.auto import tqdm
 from tahoe._cells.slots import row_of
 from tahoe._reference.cells import Cells, opened
 from tahoe._reference.embeddings import unit
-from tahoe._reference.folder import listed
 from tahoe._reference.match import check_same_embedding
 from tahoe._reference.reference import Reference, load_reference
 from tahoe._reference.transfer import CELLS_AT_ONCE, UNKNOWN, Transfer
 from tahoe._store.embed_file import embed_file
-from tahoe._store.shards import allow_nullable_strings, explain_write_errors
-from tahoe.errors import InputError
-from tahoe.model.causes import why_not_written
+from tahoe._store.output import check_output, explain_disk_errors, write_h5ad
+from tahoe._store.shards import consolidate, empty_store, encode, write_element
+from tahoe.errors import InputError, listed
 from tahoe.model.loading import choose_device
 from tahoe.settings import settings
 
@@ -96,12 +94,7 @@ def _check(target: Path) -> None:
     if target.suffix not in OUTPUTS:
         message = f"--output {target.name}: the name must end in {', '.join(OUTPUTS)}"
         raise InputError(message)
-    if target.exists():
-        message = f"--output {str(target)!r} exists; choose another place, or delete it first"
-        raise InputError(message)
-    if not target.parent.is_dir():
-        message = f"--output {str(target)!r} is to be in a folder that does not exist; make it first"
-        raise InputError(message)
+    check_output("--output ", target)
 
 
 def _is_embedded(source: str, atlas: Reference) -> bool:
@@ -139,21 +132,15 @@ def _embed(source: str, embedded: Path, atlas: Reference, *, model: str | None, 
 
 def _copy(source: str, place: Path, atlas: Reference) -> None:
     """Copy an embedding that is there, with obs and var, into a store of its own, a block at a time."""
-    import zarr
-
     shutil.rmtree(place, ignore_errors=True)
     with opened(source, atlas.use_rep) as cells:
         _check_embedding(cells, atlas)
-        root: Any = zarr.create_group(place, zarr_format=3)
-        root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-        for name in ("obsm", "uns", "layers", "varm", "obsp", "varp", "obs"):
-            kind = {"encoding-type": "dict", "encoding-version": "0.1.0"}
-            root.create_group(name).attrs.update(kind)
-        names = cells.adata.copy_obs(root["obs"], True, "")
-        frame = {"encoding-type": "dataframe", "encoding-version": "0.2.0", "column-order": names}
-        root["obs"].attrs.update(frame)
-        _write_element(root, "var", cells.adata.var)
-        _write_element(root["uns"], atlas.use_rep, cells.record)
+        root = empty_store(place)
+        encode(root, "anndata")
+        obs = root.create_group("obs")
+        encode(obs, "dataframe", **{"column-order": cells.adata.copy_obs(obs, True, "")})
+        write_element(root, "var", cells.adata.var)
+        write_element(root["uns"], atlas.use_rep, cells.record)
         _new(root["obsm"], atlas.use_rep, cells.rows.shape, str(cells.rows.dtype))
         for start in range(0, cells.n_cells, CELLS_AT_ONCE):
             part = slice(start, start + CELLS_AT_ONCE)
@@ -171,12 +158,7 @@ def _in_memory(source: str, atlas: Reference, target: Path, obs_keys: list[str],
             adata = file.to_memory()
         transfer_labels(adata, atlas, obs_key=obs_keys, **how)
         written = partial / "cells.h5ad"
-        try:
-            with allow_nullable_strings(), explain_write_errors(f"--output {target.name}"):
-                adata.write_h5ad(written)
-        except OSError as error:
-            message = f"--output {str(target)!r} cannot be written: {why_not_written(error)}"
-            raise InputError(message) from error
+        write_h5ad(adata, written, f"--output {str(target)!r}")
         written.replace(target)
 
 
@@ -195,12 +177,10 @@ def _table(target: Path) -> Iterator[Any]:
     """Writer of a table that appears when it is whole."""
     new = target.with_name(f"{target.name}.new")
     try:
-        with new.open("w", newline="", encoding="utf-8") as file:
-            yield csv.writer(file)
-        new.replace(target)
-    except OSError as error:
-        message = f"--output {str(target)!r} cannot be written: {why_not_written(error)}"
-        raise InputError(message) from error
+        with explain_disk_errors(f"--output {str(target)!r}"):
+            with new.open("w", newline="", encoding="utf-8") as file:
+                yield csv.writer(file)
+            new.replace(target)
     finally:
         new.unlink(missing_ok=True)
 
@@ -236,15 +216,15 @@ def _write_store(cells: Cells, plan: Transfer, place: Path) -> None:
             if slot in obs:
                 del obs[slot]
         column = obs.create_group(name)
-        column.attrs.update({"encoding-type": "categorical", "encoding-version": "0.2.0", "ordered": False})
-        _write_element(column, "categories", np.array(labels, dtype=object))
+        encode(column, "categorical", ordered=False)
+        write_element(column, "categories", np.array(labels, dtype=object))
         _new(column, "codes", (n_cells,), "int32")
         for end in ("confidence", "novelty_p"):
             _new(obs, f"{name}_{end}", (n_cells,), "float64")
         width = len(plan.reference.labels(key))
         _new(root["obsm"], f"{name}_shares", (n_cells, width), "float32")
         _new(root["obsm"], f"{name}_set", (n_cells, width), "bool")
-        _write_element(root["uns"], name, {"tahoe_version": version("tahoe-anndata"), **plan.record(key)})
+        write_element(root["uns"], name, {"tahoe_version": version("tahoe-anndata"), **plan.record(key)})
     for start, stop, told in _blocks(cells, plan):
         for key, labels in told.items():
             name, known = f"{key}_tahoe", plan.reference.labels(key)
@@ -259,28 +239,10 @@ def _write_store(cells: Cells, plan: Transfer, place: Path) -> None:
     obs.attrs["column-order"] = [*order, *names]
     if taken:
         log.warning("obs had %s, which was overwritten", listed(taken))
-    _consolidate(root)
+    consolidate(root)
 
 
 def _new(group: Any, name: str, shape: tuple[int, ...], dtype: str) -> None:
     chunks = (min(shape[0], CELLS_AT_ONCE), *shape[1:])
     array = group.create_array(name, shape=shape, dtype=dtype, chunks=chunks, overwrite=True)
-    array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-
-
-def _write_element(group: Any, name: str, value: Any) -> None:
-    from anndata.io import write_elem
-
-    with warnings.catch_warnings(), allow_nullable_strings():
-        # on the next version of anndata
-        warnings.filterwarnings("ignore", message="zarr v3 autosharding")
-        write_elem(group, name, value)
-
-
-def _consolidate(root: Any) -> None:
-    import zarr
-
-    with warnings.catch_warnings():
-        # on what zarr's specification does not have yet
-        warnings.filterwarnings("ignore", message="Consolidated metadata")
-        zarr.consolidate_metadata(root.store)
+    encode(array, "array")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tahoe._cells.objects import check_adata
+from tahoe._cells.slots import column_of
 from tahoe._scores import clusters
 from tahoe._scores.baselines import cell_totals, noise, pca
 from tahoe._scores.classifiers import N_NEIGHBORS, classifiers, fold_scores, majority
@@ -13,7 +14,7 @@ from tahoe._scores.folds import check_groups, make_folds
 from tahoe._scores.neighbors import chance_purity, graph_connectivity, lisi, nearest, purity
 from tahoe._scores.table import BASELINE, GIVEN, Score, mean_score, to_table
 from tahoe.errors import InputError, warn
-from tahoe.evaluate._inputs import check_finite, names_of, read_column, read_counts, read_groups, read_vectors
+from tahoe.evaluate._inputs import check_finite, names_of, read_counts, read_groups, read_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -214,7 +215,7 @@ class _Judge:
 
 def _labelled(adata: AnnData, label: str) -> tuple[np.ndarray, np.ndarray]:
     """Row numbers of the cells with a label, and these labels."""
-    column = read_column(adata, "label", label)
+    column = column_of(adata, label, "label")
     missing = column.isna().to_numpy()
     if missing.any():
         message = f"obs[{label!r}] is missing for {missing.sum()} of {adata.n_obs} cells, which are left out"

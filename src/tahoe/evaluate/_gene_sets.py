@@ -7,7 +7,7 @@ import numpy as np
 
 from tahoe._cells.objects import check_adata
 from tahoe._scores.table import BASELINE, Score, mean_score, to_table
-from tahoe.errors import InputError
+from tahoe.errors import InputError, check_choice
 from tahoe.evaluate._gene_inputs import CONSTANT, Genes, family, read_genes, read_gmt, resolved
 
 if TYPE_CHECKING:
@@ -89,9 +89,7 @@ def gene_sets(
     5
     """
     check_adata(adata)
-    if protocol not in PROTOCOLS:
-        message = f"protocol={protocol!r}; it must be one of {', '.join(map(repr, PROTOCOLS))}"
-        raise InputError(message)
+    check_choice(protocol=(protocol, PROTOCOLS))
     if not len(seeds) or n_folds < 2:
         message = f"seeds={list(seeds)}, n_folds={n_folds}: pass one seed or more, and two folds or more"
         raise InputError(message)

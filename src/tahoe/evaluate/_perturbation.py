@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 
 from tahoe._cells.objects import check_adata
+from tahoe._cells.slots import column_of
 from tahoe._scores.permutation import pairing_p_value
 from tahoe._scores.shifts import energy_distances, linear_shifts, mean_of_others
 from tahoe._scores.table import BASELINE, GIVEN, Score, mean_score, to_table
 from tahoe.errors import InputError, warn
-from tahoe.evaluate._inputs import read_column
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -175,7 +175,7 @@ def _keys(name: str, adata: AnnData, perturbation_key: str | None, context_key: 
         if key is None:
             columns[what] = np.full(adata.n_obs, "", dtype=object)
             continue
-        column = read_column(adata, f"{what}_key (of {name})", key)
+        column = column_of(adata, key, f"{what}_key (of {name})")
         if column.isna().any():
             message = f"obs[{key!r}] of {name} is missing for {column.isna().sum()} cells; leave these out"
             raise InputError(message)

@@ -9,9 +9,8 @@ from scipy.spatial.distance import pdist, squareform
 
 from tahoe._cells.objects import check_adata
 from tahoe._cells.slots import columns_of
-from tahoe._run.inputs import check_at_least
 from tahoe._run.parameters import document_parameters
-from tahoe.errors import InputError
+from tahoe.errors import InputError, check_at_least, check_choice
 from tahoe.pl._results import new_axes, slot_of
 
 if TYPE_CHECKING:
@@ -68,9 +67,7 @@ def attention(
     """
     check_adata(adata)
     check_at_least(n_pairs=(n_pairs, 1))
-    if kind not in KINDS:
-        message = f"kind={kind!r} is unknown; choose 'heatmap' or 'network'"
-        raise InputError(message)
+    check_choice(kind=(kind, KINDS))
     slot, _ = slot_of(adata, "varp", key, group, "attention")
     columns = columns_of(adata, genes)
     pairs = sparse.coo_matrix(sparse.csr_matrix(adata.varp[slot])[columns][:, columns])

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tahoe._cells.objects import check_adata
-from tahoe._run.inputs import check_at_least
 from tahoe._run.parameters import document_parameters
-from tahoe.errors import InputError
+from tahoe.errors import InputError, check_at_least, similar_names
 from tahoe.pl._results import new_axes, slot_of
 
 if TYPE_CHECKING:
@@ -61,8 +59,7 @@ def gene_neighbors(
     check_at_least(n_neighbors=(n_neighbors, 1), min_cells=(min_cells, 1))
     slot, number = slot_of(adata, "varm", key, group, "embed_genes")
     if gene not in adata.var_names:
-        near = ", ".join(map(repr, difflib.get_close_matches(gene, adata.var_names, n=3))) or "none"
-        message = f"gene={gene!r} is not in adata.var_names (near: {near})"
+        message = f"gene={gene!r} is not in adata.var_names (near: {similar_names(gene, adata.var_names)})"
         raise InputError(message)
     embeddings = np.asarray(adata.varm[slot])
     column = _column_of(adata.var_names == gene, embeddings, f"gene={gene!r}", f"varm[{slot!r}]")

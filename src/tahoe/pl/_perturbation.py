@@ -6,9 +6,8 @@ import numpy as np
 
 from tahoe._cells.objects import check_adata
 from tahoe._perturbation.results import table_of
-from tahoe._run.inputs import check_at_least
 from tahoe._run.parameters import document_parameters
-from tahoe.errors import InputError
+from tahoe.errors import InputError, check_at_least
 from tahoe.pl._results import new_axes
 
 if TYPE_CHECKING:

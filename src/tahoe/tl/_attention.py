@@ -8,11 +8,11 @@ import numpy as np
 
 from tahoe._cells.objects import check_adata
 from tahoe._cells.slots import columns_of, copy_or_self, groups_of, slot_names
-from tahoe._run.inputs import check_at_least, choose_heads, choose_network_layers, read_inputs
+from tahoe._run.inputs import choose_heads, choose_network_layers, read_inputs
 from tahoe._run.means import AttentionMeans, check_fits
 from tahoe._run.parameters import document_parameters
 from tahoe._run.provenance import check_key, write_results
-from tahoe.errors import InputError, warn
+from tahoe.errors import InputError, check_at_least, warn
 
 if TYPE_CHECKING:
     import os

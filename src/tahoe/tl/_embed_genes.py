@@ -8,11 +8,11 @@ import numpy as np
 from tahoe._cells.objects import check_adata
 from tahoe._cells.slots import copy_or_self, groups_of, slot_names
 from tahoe._run.all_genes import all_gene_vectors
-from tahoe._run.inputs import check_at_least, read_inputs
+from tahoe._run.inputs import read_inputs
 from tahoe._run.means import GeneMeans, check_fits
 from tahoe._run.parameters import document_parameters
 from tahoe._run.provenance import check_key, write_results
-from tahoe.errors import InputError
+from tahoe.errors import InputError, check_at_least, check_choice
 
 if TYPE_CHECKING:
     import os
@@ -95,9 +95,7 @@ def embed_genes(
     """
     check_adata(adata)
     check_at_least(max_length=(max_length, 2))
-    if context not in (True, False, "all"):
-        message = f"context={context!r}; it must be True, False or 'all'"
-        raise InputError(message)
+    check_choice(context=(context, (True, False, "all")))
     context = context if context == "all" else bool(context)
     if groupby is not None and context is not True:
         message = f"groupby={groupby!r}, but with context={context!r} the embeddings are the same in all cells; omit it"

@@ -11,11 +11,11 @@ from tahoe._perturbation.perturbed_cells import choose_cells
 from tahoe._perturbation.requests import requested_edits
 from tahoe._perturbation.screen import Plan, Screen
 from tahoe._perturbation.states import check_chosen, replicates_of, states_of
-from tahoe._run.inputs import check_at_least, read_inputs
+from tahoe._run.inputs import read_inputs
 from tahoe._run.parameters import document_parameters
 from tahoe._run.provenance import check_key, write_results
 from tahoe._run.requested_genes import drug_edits, edits_of
-from tahoe.errors import InputError, ModelError, warn
+from tahoe.errors import InputError, ModelError, check_at_least, warn
 from tahoe.model import TahoeModel
 from tahoe.settings import settings
 

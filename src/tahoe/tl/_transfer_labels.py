@@ -138,7 +138,7 @@ def transfer_labels(
         check_key(
             adata, name, *(("obs", slot) for slot in of_obs), *(("obsm", f"{name}_{s}") for s in ("shares", "set"))
         )
-    clusters = None if cluster_key is None else _clusters(adata, cluster_key)
+    clusters, cluster_names = groups_of(adata, cluster_key, "cluster_key")
     where = choose_device(device or settings.device)
     opened = load_reference(reference)
     plan = Transfer.plan(opened, list(names), k=k, alpha=alpha, exact=exact, device=where)
@@ -156,9 +156,9 @@ def transfer_labels(
         columns |= {f"{name}_confidence": labels.confidence, f"{name}_novelty_p": labels.novelty_p}
         matrices = {f"{name}_shares": labels.shares, f"{name}_set": labels.in_set}
         record = {"tahoe_version": version("tahoe-anndata"), **plan.record(key)}
-        if clusters is not None:
-            winners = vote(labels.codes, labels.shares, plan.is_known(labels), *clusters)
-            columns[f"{name}_cluster"] = as_categories(opened.labels(key), winners[clusters[0]])
+        if cluster_key is not None:
+            winners = vote(labels.codes, labels.shares, plan.is_known(labels), clusters, len(cluster_names))
+            columns[f"{name}_cluster"] = as_categories(opened.labels(key), winners[clusters])
             record["cluster_key"] = cluster_key
         uns[name] = with_slots(record, obs=columns, obsm=matrices)
         obs, obsm = obs | columns, obsm | matrices
@@ -177,14 +177,6 @@ def _names(obs_key: str | Sequence[str], key_added: str | None) -> dict[str, str
         message = f"key_added={key_added!r} is the name of one result, and obs_key= has {len(keys)}; leave it away"
         raise InputError(message)
     return {key: key_added or f"{key}_tahoe" for key in keys}
-
-
-def _clusters(adata: AnnData, cluster_key: str) -> tuple[np.ndarray, int]:
-    if cluster_key not in adata.obs:
-        message = f"cluster_key={cluster_key!r} is not a column of adata.obs, which has {', '.join(adata.obs.columns)}"
-        raise InputError(message)
-    codes, clusters = groups_of(adata, cluster_key)
-    return codes, len(clusters)
 
 
 def _labels(plan: Transfer, vectors: Any, names: np.ndarray) -> tuple[dict[str, Labels], np.ndarray]:
