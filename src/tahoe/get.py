@@ -10,7 +10,7 @@ import pandas as pd
 from tahoe._cells.objects import check_adata
 from tahoe._cells.slots import row_of
 from tahoe._perturbation.results import SCORES, table_of
-from tahoe._run.inputs import choose_heads, choose_network_layers, read_inputs
+from tahoe._run.inputs import choose_numbers, read_inputs
 from tahoe._run.means import mean_of_heads, places_of
 from tahoe._run.parameters import document_parameters
 from tahoe.errors import InputError, check_at_least, listed
@@ -134,8 +134,9 @@ def attention(
         device=device,
         dtype=dtype,
     )
-    layers = choose_network_layers(network_layer, inputs.model.config.n_layers)
-    chosen = choose_heads(heads, inputs.model.config.n_heads)
+    config = inputs.model.config
+    layers = choose_numbers("network_layer", network_layer, config.n_layers, "layers")
+    chosen = choose_numbers("heads", heads, config.n_heads, "heads")
     of_layers: list[np.ndarray] = []
     inputs.model.observe(
         tokens, layers, lambda layer, cell, weights_HNN: of_layers.append(mean_of_heads(weights_HNN, chosen))

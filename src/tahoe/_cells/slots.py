@@ -132,24 +132,12 @@ def slot_names(key: str, groups: Sequence[str], groupby: str | None, *, taken: s
     return names
 
 
-def write(
-    adata: AnnData,
-    *,
-    obs: Mapping[str, Any] | None = None,
-    var: Mapping[str, Any] | None = None,
-    obsm: Mapping[str, Any] | None = None,
-    varm: Mapping[str, Any] | None = None,
-    varp: Mapping[str, Any] | None = None,
-    layers: Mapping[str, Any] | None = None,
-    uns: Mapping[str, Any] | None = None,
-    mapping: GeneMapping | None = None,
-) -> None:
-    """Write finished results. Called last by every verb, so that an error before leaves `adata` as it was."""
+def write(adata: AnnData, *, mapping: GeneMapping | None = None, **slots: Mapping[str, Any] | None) -> None:
+    """Write finished results, by slot. Called last by every verb, so that an error before leaves `adata` as it was."""
     if mapping is not None:
         adata.var["tahoe_gene"] = mapping.gene
         adata.var["tahoe_match"] = mapping.match
         adata.uns["tahoe_genes"] = mapping.report
-    slots = {"obs": obs, "var": var, "obsm": obsm, "varm": varm, "varp": varp, "layers": layers, "uns": uns}
     for name, content in slots.items():
         for key, value in (content or {}).items():
             getattr(adata, name)[key] = value

@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 
 from tahoe._perturbation.edit_effects import estimate, exact, is_editable, of_length_one
 from tahoe._run.batches import check_finite
-from tahoe._run.means import places_of
+from tahoe._run.means import Accumulator, places_of
 from tahoe.model.cpu.threads import parallel_for
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class UnitMeans:
+class UnitMeans(Accumulator):
     """Mean embedding of each unit of cells, each cell at length 1; cells without a gene of the model do not count."""
 
     units: np.ndarray
@@ -47,11 +47,6 @@ class UnitMeans:
         np.add.at(self.sums, units[with_genes], vectors[with_genes])
         self.n_cells += np.bincount(units[with_genes], minlength=self.n_units)
 
-    def merge(self, other: UnitMeans) -> None:
-        """Take the sums of other cells."""
-        self.sums += other.sums
-        self.n_cells += other.n_cells
-
     def result(self) -> np.ndarray:
         """Means (units, d_model), NaN for a unit without cells."""
         with np.errstate(invalid="ignore"):
@@ -59,7 +54,7 @@ class UnitMeans:
 
 
 @dataclass
-class GeneCounts:
+class GeneCounts(Accumulator):
     """In how many cells of each unit a gene is expressed, and its mean bin there."""
 
     units: np.ndarray
@@ -83,15 +78,9 @@ class GeneCounts:
         np.add.at(self.n_expressing, here, 1)
         np.add.at(self.bins, here, tokens.values[genes])
 
-    def merge(self, other: GeneCounts) -> None:
-        """Take the sums of other cells."""
-        self.n_cells += other.n_cells
-        self.n_expressing += other.n_expressing
-        self.bins += other.bins
-
 
 @dataclass
-class FirstOrder:
+class FirstOrder(Accumulator):
     """Effects of editing each gene by itself, to first order, summed over the cells of each unit."""
 
     question: Question
@@ -124,11 +113,6 @@ class FirstOrder:
                 self.sums[unit][:, places] += effects
                 self.n_cells[unit, places] += 1
 
-    def merge(self, other: FirstOrder) -> None:
-        """Take the sums of other cells."""
-        self.sums += other.sums
-        self.n_cells += other.n_cells
-
     def result(self) -> tuple[np.ndarray, np.ndarray]:
         """Means (U, J, G), NaN where no cell was edited, and numbers of cells (U, G)."""
         with np.errstate(invalid="ignore"):
@@ -136,7 +120,7 @@ class FirstOrder:
 
 
 @dataclass
-class ExactEdits:
+class ExactEdits(Accumulator):
     """Effects of edits, exactly, summed over the cells of each unit; a cell at a time (``token_budget=1``)."""
 
     question: Question
@@ -186,12 +170,6 @@ class ExactEdits:
             if genes.issuperset(edit) and is_editable(cell, asked.kind, len(edit))
         ]
 
-    def merge(self, other: ExactEdits) -> None:
-        """Take the sums of the cells that come next."""
-        self.sums += other.sums
-        self.n_cells += other.n_cells
-        self.changes += other.changes
-
     def result(self) -> tuple[np.ndarray, np.ndarray]:
         """Means (U, 1 + J, E), NaN where no cell was edited, and numbers of cells (U, E)."""
         with np.errstate(invalid="ignore"):
@@ -199,7 +177,7 @@ class ExactEdits:
 
 
 @dataclass
-class Agreement:
+class Agreement(Accumulator):
     """Rank correlation, in each cell, of the first order with exact edits of some of its genes."""
 
     question: Question
@@ -223,10 +201,6 @@ class Agreement:
                 if np.ptp(told) > 0 and np.ptp(true) > 0:
                     correlation = float(spearmanr(told, true)[0])
             self.found.append(correlation)
-
-    def merge(self, other: Agreement) -> None:
-        """Take the cells that come next."""
-        self.found += other.found
 
     def result(self) -> np.ndarray:
         """One correlation for each cell, NaN where there were too few genes."""

@@ -248,17 +248,8 @@ def known_drugs(
     return known
 
 
-def choose_network_layers(layers: int | Sequence[int] | None, n_layers: int) -> tuple[int, ...]:
-    """Numbers of the network's layers, from 0; None is all."""
-    return _numbers("network_layer", layers, n_layers, "layers")
-
-
-def choose_heads(heads: int | Sequence[int] | None, n_heads: int) -> tuple[int, ...]:
-    """Numbers of the heads, from 0; None is all."""
-    return _numbers("heads", heads, n_heads, "heads")
-
-
-def _numbers(argument: str, queried: int | Sequence[int] | None, n: int, what: str) -> tuple[int, ...]:
+def choose_numbers(argument: str, queried: int | Sequence[int] | None, n: int, what: str) -> tuple[int, ...]:
+    """Numbers of some of the network's ``n`` layers or heads, from 0; None is all."""
     if queried is None:
         return tuple(range(n))
     numbers = [queried] if isinstance(queried, int | np.integer) else queried
