@@ -90,7 +90,7 @@ def test_two_columns_of_one_name_are_two_genes(cells):
         ({"genes": ["CD74"]}, "no attention between these genes"),
         ({"key": "nothing"}, r"varp\['nothing'\] does not exist; call tahoe.tl.attention\(adata\) first"),
         ({"key": "by_kind"}, "has 2 groups; pass group="),
-        ({"key": "by_kind", "group": "b"}, "group='b' is not among the groups"),
+        ({"key": "by_kind", "group": "b"}, "group='b' is not a group of"),
         ({"n_pairs": 0}, "n_pairs=0"),
     ],
 )

@@ -81,7 +81,7 @@ def test_a_name_that_several_columns_bear(cells):
         ("NKG7", {"key": "nothing"}, r"varm\['nothing'\] does not exist; call tahoe.tl.embed_genes\(adata\) first"),
         ("NKG7", {"key": "by_kind"}, r"uns\['by_kind'\] has 2 groups; pass group=, such as 'a/b'"),
         ("NKG7", {"key": "by_kind", "group": "othr"}, "group='othr' is not a group of.*which has 'other'"),
-        ("NKG7", {"group": "other"}, "which has 0: none; omit group="),
+        ("NKG7", {"group": "other"}, "which has none; omit group="),
         ("NKG7", {"n_neighbors": 0}, "n_neighbors=0"),
         ("NKG7", {"min_cells": 10_000}, "expressed in min_cells=10000 cells; lower it"),
         ("TNFRSF17", {}, "gene='TNFRSF17' has no embedding"),

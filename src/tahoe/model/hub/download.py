@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tahoe.errors import ModelError
-from tahoe.model.files import DRUGS_FILE, FILES, VOCABULARY_FILE, WEIGHTS_FILE, file_sha256
+from tahoe.model.files import DRUGS_FILE, FILES, VOCABULARY_FILE, WEIGHTS_FILE, file_sha256, weights_sha256
 from tahoe.settings import settings
 
 if TYPE_CHECKING:
@@ -143,10 +143,10 @@ def download(name: str, *, revision: str | None = None, cache_dir: Path | None =
 
 
 def _check_digests(folder: Path, known: Mapping[str, str]) -> str:
-    """Compare files with what is known of them; return the sha256 of the weights, which the provenance needs anyway."""
-    weights_sha256 = file_sha256(folder / WEIGHTS_FILE)
+    """Compare files with what is known of them; return the sha256 of the weights."""
+    of_weights = weights_sha256(folder)
     for name, wanted in known.items():
-        sha256 = weights_sha256 if name == WEIGHTS_FILE else file_sha256(folder / name)
+        sha256 = of_weights if name == WEIGHTS_FILE else file_sha256(folder / name)
         if not sha256.startswith(wanted):
             message = (
                 f"{folder / name} is not the released file: its sha256 is {sha256}, not {wanted}. It was damaged on its"
@@ -154,7 +154,7 @@ def _check_digests(folder: Path, known: Mapping[str, str]) -> str:
                 f" {(folder / name).resolve()} and call again, which downloads it anew"
             )
             raise ModelError(message)
-    return weights_sha256
+    return of_weights
 
 
 def verify(name: str, checkpoint: CachedCheckpoint, *, cache_dir: Path | None = None) -> None:
