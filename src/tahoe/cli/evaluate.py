@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("source")
 @click.argument("more", metavar="[REP]...", nargs=-1)
-@click.option("--label", required=True, help="Column of obs with the cell types.")
+@click.option("--label-key", required=True, help="Column of obs with the cell types.")
 @click.option("--groups", help="Column of obs by which cells are left out, such as the donor.")
-@click.option("--batch", help="Column of obs with batches; adds how well they are mixed.")
+@click.option("--batch-key", help="Column of obs with batches; adds how well they are mixed.")
 @click.option("--rep", "first", required=True, help="Representation in obsm; further ones may follow it.")
 @click.option("--layer", help="Counts for the baselines are in layers[LAYER] instead of X.")
 @click.option("--use-raw", is_flag=True, help="Counts for the baselines are in raw.")
@@ -31,7 +31,7 @@ def evaluate(source: str, more: tuple[str, ...], first: str, output: str, **opti
     Prints a table, and writes evaluation.csv and evaluation.png into the folder.
 
     \b
-    tahoe evaluate cells.h5ad --label cell_type --groups donor --rep X_tahoe X_pca -o report
+    tahoe evaluate cells.h5ad --label-key cell_type --groups donor --rep X_tahoe X_pca -o report
     """
     import tahoe
     from tahoe._cells.opening import open_source

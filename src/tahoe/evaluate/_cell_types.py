@@ -34,9 +34,9 @@ def cell_types(
     adata: AnnData,
     use_rep: str | Sequence[str],
     *,
-    label: str,
+    label_key: str,
     groups: str | None = None,
-    batch: str | None = None,
+    batch_key: str | None = None,
     layer: str | None = None,
     use_raw: bool = False,
     n_folds: int = 5,
@@ -54,15 +54,17 @@ def cell_types(
         Annotated data matrix, cells × genes. It is not changed.
     use_rep
         One or more representations in ``adata.obsm``, such as ``["X_tahoe", "X_scvi"]``.
-    label
+    label_key
         Column of ``adata.obs`` with the types. Cells without one are left out, with a warning.
     groups
         Column of ``adata.obs`` by which cells are left out, such as the donor: no group is both trained and tested on.
         Without it folds are drawn by chance, and cells of one donor help to tell each other.
-    batch
+    batch_key
         Column of ``adata.obs`` with batches; adds how well they are mixed (iLISI).
-    layer, use_raw
+    layer
         Where the counts for the baselines are; ``adata.X`` by default.
+    use_raw
+        Take these counts from ``adata.raw``.
     n_folds
         Folds of the cross-validation; as many as groups if these are fewer.
     seed
@@ -103,14 +105,14 @@ def cell_types(
     >>> import tahoe
     >>> adata = tahoe.datasets.pbmc68k()
     >>> tahoe.tl.embed(adata, model="demo")
-    >>> table = tahoe.evaluate.cell_types(adata, "X_tahoe", label="bulk_labels")
+    >>> table = tahoe.evaluate.cell_types(adata, "X_tahoe", label_key="bulk_labels")
     >>> sorted(table["kind"].unique())
     ['baseline', 'given']
     """
     check_adata(adata)
     names = names_of(use_rep, (PCA, TOTALS, RANDOM, MAJORITY))
     vectors = {name: read_vectors(adata, "obsm", name) for name in names}
-    rows, labels = _labelled(adata, label)
+    rows, labels = _labelled(adata, label_key)
     for name in names:
         check_finite(vectors[name][rows], f"obsm[{name!r}]", adata.obs_names[rows])
     if len(labels) <= N_NEIGHBORS + 1 or n_folds < 2:
@@ -118,9 +120,9 @@ def cell_types(
         raise InputError(message)
     in_groups = None if groups is None else read_groups(adata, "groups", groups, rows)
     if in_groups is not None and groups is not None:
-        check_groups(labels, in_groups, label, groups)
+        check_groups(labels, in_groups, label_key, groups)
     folds = make_folds(labels, in_groups, n_folds, seed)
-    batches = None if batch is None else _batches(adata, batch, rows)
+    batches = None if batch_key is None else _batches(adata, batch_key, rows)
     if not clusters.has_leiden():
         warn(f"no ARI and no NMI: {clusters.NEEDS_IGRAPH}")
     counts, are_counts = read_counts(adata, layer=layer, use_raw=use_raw)
@@ -138,7 +140,15 @@ def cell_types(
     for name, baseline in baselines.items():
         scores += judge.scores(baseline, representation=name, kind=BASELINE)
     scores += judge.majority_scores()
-    return to_table(scores, task="cell_types", label=label, groups=groups, batch=batch, n_folds=len(folds), seed=seed)
+    return to_table(
+        scores,
+        task="cell_types",
+        label_key=label_key,
+        groups=groups,
+        batch_key=batch_key,
+        n_folds=len(folds),
+        seed=seed,
+    )
 
 
 class _Judge:
@@ -213,25 +223,25 @@ class _Judge:
         return score._replace(standard_error=spread.standard_error, replicates=spread.replicates, over="groups")
 
 
-def _labelled(adata: AnnData, label: str) -> tuple[np.ndarray, np.ndarray]:
+def _labelled(adata: AnnData, label_key: str) -> tuple[np.ndarray, np.ndarray]:
     """Row numbers of the cells with a label, and these labels."""
-    column = column_of(adata, label, "label")
+    column = column_of(adata, label_key, "label_key")
     missing = column.isna().to_numpy()
     if missing.any():
-        message = f"obs[{label!r}] is missing for {missing.sum()} of {adata.n_obs} cells, which are left out"
+        message = f"obs[{label_key!r}] is missing for {missing.sum()} of {adata.n_obs} cells, which are left out"
         warn(message)
     rows = np.flatnonzero(~missing)
     labels = column[~missing].astype(str).to_numpy(dtype=object).astype(str)
     names = np.unique(labels)
     if len(names) < 2:
-        message = f"obs[{label!r}] has one value, {names.tolist()}; pass a column with two or more types"
+        message = f"obs[{label_key!r}] has one value, {names.tolist()}; pass a column with two or more types"
         raise InputError(message)
     return rows, labels
 
 
-def _batches(adata: AnnData, batch: str, rows: np.ndarray) -> np.ndarray:
-    names, codes = np.unique(read_groups(adata, "batch", batch, rows), return_inverse=True)
+def _batches(adata: AnnData, batch_key: str, rows: np.ndarray) -> np.ndarray:
+    names, codes = np.unique(read_groups(adata, "batch_key", batch_key, rows), return_inverse=True)
     if len(names) < 2:
-        message = f"obs[{batch!r}] has one value, {names.tolist()}; leave batch= away, there is nothing to mix"
+        message = f"obs[{batch_key!r}] has one value, {names.tolist()}: there is nothing to mix; omit batch_key="
         raise InputError(message)
     return codes

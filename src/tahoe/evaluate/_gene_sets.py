@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     import pandas as pd
+    import torch
     from anndata import AnnData
 
     from tahoe._scores.folds import Fold
@@ -34,7 +35,7 @@ def gene_sets(
     layer: str | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     n_folds: int = 5,
-    device: str | None = None,
+    device: str | torch.device | None = None,
 ) -> pd.DataFrame:
     """Judge how well vectors of genes tell in which gene sets they are, beside baselines.
 
@@ -122,7 +123,9 @@ def _members(genes: np.ndarray, sets: Mapping[str, Sequence[str]], ids: Mapping[
     return members[:, members.any(axis=0)]
 
 
-def _as_authors(genes: Genes, members: np.ndarray, seeds: Sequence[int], device: str | None) -> list[Score]:
+def _as_authors(
+    genes: Genes, members: np.ndarray, seeds: Sequence[int], device: str | torch.device | None
+) -> list[Score]:
     import torch
 
     from tahoe._scores.mlp import predict_best, split_genes
