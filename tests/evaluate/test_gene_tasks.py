@@ -147,7 +147,7 @@ def test_folds_never_share_a_family(families, seed):
 
 
 def test_genes_without_a_vector_are_left_out_of_all_rows_aloud(cells, sets):
-    with pytest.warns(TahoeWarning, match="have no vector"):
+    with pytest.warns(TahoeWarning, match="are missing in one of"):
         table = tahoe.evaluate.gene_sets(cells, ["good", "gaps"], sets, protocol="grouped")
     assert table["n"].nunique() == 1
     whole = tahoe.evaluate.gene_sets(cells, "good", sets, protocol="grouped")

@@ -32,11 +32,11 @@ def requested_edits(genes: Any, kind: str, method: str, drugs: Any) -> list[tupl
             raise InputError(message)
         return None
     listed = [genes] if isinstance(genes, str) else list(genes)
-    asked = [tuple(map(str, gene)) if isinstance(gene, tuple | list) else (str(gene),) for gene in listed]
-    if not asked or len(set(asked)) < len(asked) or any(len(set(edit)) < len(edit) or not edit for edit in asked):
+    edits = [tuple(map(str, gene)) if isinstance(gene, tuple | list) else (str(gene),) for gene in listed]
+    if not edits or len(set(edits)) < len(edits) or any(len(set(edit)) < len(edit) or not edit for edit in edits):
         message = f"genes={listed[:5]}: name at least one gene, and each once"
         raise InputError(message)
-    if method == "first_order" and any(len(edit) > 1 for edit in asked):
+    if method == "first_order" and any(len(edit) > 1 for edit in edits):
         message = "combinations of genes are edited exactly; pass method='auto' or 'exact', or omit them"
         raise InputError(message)
-    return asked
+    return edits

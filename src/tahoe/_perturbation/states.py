@@ -58,7 +58,7 @@ def replicates_of(adata: AnnData, replicate_key: str | None) -> np.ndarray | Non
     if len(names) < 2:
         message = (
             f"obs[{replicate_key!r}] has one replicate only, {names[0]!r}, and a test over replicates needs at least"
-            " two; leave replicate_key away: percentiles need none"
+            " two; omit replicate_key=: percentiles need none"
         )
         raise InputError(message)
     return codes
@@ -89,7 +89,7 @@ def check_chosen(
             group = groups[int(np.flatnonzero(sizes == n_units)[0])]
             message = (
                 f"replicate_key={replicate_key!r}: the cells of {group!r} come from one replicate only, or one has"
-                " at least 5 cells of each state; a test over replicates needs two; leave replicate_key away"
+                " at least 5 cells of each state; a test over replicates needs two; omit replicate_key="
             )
             raise InputError(message)
         log.info("%d replicates: no p-value can be below %.2g", n_units, least_p(n_units))

@@ -15,7 +15,7 @@ from tahoe._cells.file import absolute, identity
 from tahoe._cells.objects import check_path
 from tahoe._reference import index as indexes
 from tahoe._reference.cells import Cells, opened
-from tahoe._reference.embeddings import Vectors, unit
+from tahoe._reference.embeddings import Embeddings, unit
 from tahoe._reference.folder import COLUMNS, NAMES, VECTORS, open_arrays, plain, save_array, shard_file, write_manifest
 from tahoe._reference.held_back import hold_back
 from tahoe._reference.reference import Reference, load_reference
@@ -55,10 +55,10 @@ def build_reference(
 ) -> Reference:
     """Make a reference of embedded cells: a folder in which others are looked up, and from which they get labels.
 
-    It holds the vectors, scaled to length one, names and chosen columns of the cells, and what the embedding was made
-    with. Some of the cells are asked, once, as if they were not in it; by their answers `tahoe.tl.transfer_labels`
-    knows how often it is right. The folder appears when it is complete. A build that was killed goes on with
-    ``resume=True``.
+    It holds the embeddings, scaled to length one, names and chosen columns of the cells, and the provenance of the
+    embedding. Some of the cells are queried, once, as if they were not in it; by their answers
+    `tahoe.tl.transfer_labels` knows how often it is right. The folder appears when it is complete. A build that was
+    killed goes on with ``resume=True``.
 
     Parameters
     ----------
@@ -73,20 +73,20 @@ def build_reference(
     use_rep
         Where in ``obsm`` the embedding is. Its record in ``uns`` must be there.
     groups
-        Column of ``obs`` by which cells are held back, such as the donor: a held-back cell is asked among the cells of
-        other groups only. Without it, among all other cells, which is easier than new data will be.
+        Column of ``obs`` by which cells are held back, such as the donor: a held-back cell is compared with the cells
+        of other groups only. Without it, with all other cells, which is easier than new data will be.
     index
         Whether a search is to go through an index of the library faiss (``pip install "tahoe-anndata[search]"``),
         which finds nearly all of the nearest cells in a fraction of the time. ``"auto"`` makes one from a million cells
         on.
     stored_dtype
-        ``"float32"``, or ``"float16"`` for half the size, which moves a vector of length one by less than 0.0005.
+        ``"float32"``, or ``"float16"`` for half the size, which moves an embedding of length one by less than 0.0005.
     n_held_back
         How many cells are held back by chance; of each label 100 are added, if there are so many.
     seed
         Of the choice of held-back cells, and of the index.
     cells_per_shard
-        Cells in a file of vectors, and what a killed build loses at most.
+        Cells in a file of embeddings, and what a killed build loses at most.
     resume
         Go on with a build that did not end. It must have had the same source and parameters.
     client
@@ -108,7 +108,7 @@ def build_reference(
     Warns
     -----
     tahoe.errors.TahoeWarning
-        If cells have no vector; they stay in the reference and are never found.
+        If cells have no embedding; they stay in the reference and are never found.
 
     Examples
     --------
@@ -132,7 +132,7 @@ def build_reference(
         names = list(dict.fromkeys([*keys, *([] if groups is None else [groups])]))
         columns = {key: cells.column(key, "groups" if key not in keys else "obs_keys") for key in names}
         if groups is not None and len(columns[groups].categories) < 2:
-            message = f"groups={groups!r} has one value only, so nothing could be held back by it; leave groups= away"
+            message = f"groups={groups!r} has one value only, so nothing could be held back by it; omit groups="
             raise InputError(message)
         parameters: dict[str, Any] = {
             "use_rep": use_rep,
@@ -178,7 +178,7 @@ class Work:
         return -(-self.n_cells // self.cells_per_shard)
 
     def one(self, number: int) -> int:
-        """Write vectors and names of the cells of a shard, unless they are there; gives how many cells it has."""
+        """Write embeddings and names of the cells of a shard, unless they are there; gives how many cells it has."""
         start = number * self.cells_per_shard
         stop = min(start + self.cells_per_shard, self.n_cells)
         files = shard_file(self.place, NAMES, number), shard_file(self.place, VECTORS, number)
@@ -209,7 +209,7 @@ def _finish(
     work: Work, manifest: dict[str, Any], columns: dict[str, Any], keys: list[str], n: int, indexed: bool, client: Any
 ) -> None:
     """Write what is of all shards together: columns, held-back cells, index, and at last the manifest."""
-    place, vectors = work.place, Vectors(open_arrays(work.place, VECTORS))
+    place, vectors = work.place, Embeddings(open_arrays(work.place, VECTORS))
     for number, column in enumerate(columns.values()):
         save_array(shard_file(place, COLUMNS, number), column.codes)
     manifest["columns"] = [{"name": key, "labels": list(columns[key].categories)} for key in columns]
@@ -217,12 +217,12 @@ def _finish(
     n_vectors = sum(int(np.isfinite(shard[:, 0]).sum()) for shard in vectors.shards)
     if n_vectors < len(vectors):
         message = (
-            f"{len(vectors) - n_vectors} of {len(vectors)} cells have no vector (NaN, or of length 0); they stay in the"
-            " reference, are never found and never vote"
+            f"{len(vectors) - n_vectors} of {len(vectors)} cells have no embedding (NaN, or of length 0); they stay in"
+            " the reference, are never found and never vote"
         )
         warn(message)
     if n_vectors < 2:
-        message = f"the reference would have {n_vectors} cells with a vector; it needs two at least"
+        message = f"the reference would have {n_vectors} cells with an embedding; it needs two at least"
         raise InputError(message)
     by = manifest["groups"]
     held_back = hold_back(

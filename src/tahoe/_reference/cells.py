@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-# Cells whose vectors are looked at to see whether a resumed build has the same before it.
+# Cells whose embeddings are looked at to see whether a resumed build has the same before it.
 SAMPLED = 4096
 
 
@@ -92,7 +92,7 @@ class Cells:
         return pd.Categorical.from_codes(column.cat.codes.to_numpy(dtype=np.int64), labels)
 
     def sample(self) -> bytes:
-        """Some vectors, spread over all, by which these cells are told from others."""
+        """Some embeddings, spread over all, by which these cells are recognised."""
         first = np.linspace(0, self.n_cells, 17, dtype=int)[:-1]
         return b"".join(np.asarray(self.rows[start : start + SAMPLED // 16]).tobytes() for start in first)
 

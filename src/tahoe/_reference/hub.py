@@ -65,7 +65,7 @@ def reference_card(manifest: dict[str, Any], n_labels: dict[str, int], repositor
 {columns or "- none"}
 
 Embedded with the Tahoe-x1 model `{embedding.get("model")}` (sha256 `{embedding.get("model_sha256")}`),
-`max_length={embedding.get("max_length")}`. Held-back cells were asked among
+`max_length={embedding.get("max_length")}`. Held-back cells were queried among
 {f"the cells with another `{held_back}`" if held_back else "all other cells"}.
 
 ```python

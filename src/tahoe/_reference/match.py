@@ -1,4 +1,4 @@
-"""Whether vectors may be compared: the same model, vocabulary and parameters, by their provenance."""
+"""Whether embeddings may be compared: the same model, vocabulary and parameters, by their provenance."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 from tahoe.errors import InputError, ModelError
 
-# What decides a vector beside the cell. Length is no matter, since only directions are compared; nor is where it was
-# computed, and in which precision, which moves a vector less than the next molecule does.
+# What decides an embedding beside the cell. Length is no matter, since only directions are compared; nor is where it
+# was computed, and in which precision, which moves an embedding less than the next molecule does.
 MODEL = {"model_sha256": "weights", "vocabulary_sha256": "vocabulary"}
 PARAMETERS = ("max_length", "seed", "mask_var", "drug_key")
 
@@ -26,7 +26,7 @@ def record_of(uns: Mapping[str, Any], key: str, who: str) -> dict[str, Any]:
     record = uns.get(key) if hasattr(uns, "get") else None
     if not isinstance(record, Mapping) or "model_sha256" not in record or "max_length" not in record:
         message = (
-            f"{who} has no record in uns[{key!r}] of the model that made obsm[{key!r}], so its vectors cannot be"
+            f"{who} has no record in uns[{key!r}] of the model that made obsm[{key!r}], so its embeddings cannot be"
             " compared with others. Embed the cells with tahoe.tl.embed or tahoe.embed_file; anndata.concat drops uns,"
             " unless uns_merge='same' is given"
         )
@@ -55,13 +55,13 @@ def check_same_embedding(ours: Mapping[str, Any], theirs: Mapping[str, Any], key
             message = (
                 f"obsm[{key!r}] was made with the {what} of model {ours.get('model')!r} (sha256"
                 f" {str(ours.get(name))[:12]}…), and {reference} with those of {theirs.get('model')!r}"
-                f" ({str(theirs.get(name))[:12]}…): their vectors have nothing to do with each other; {again}"
+                f" ({str(theirs.get(name))[:12]}…): their embeddings have nothing to do with each other; {again}"
             )
             raise ModelError(message)
-    differing = [name for name in PARAMETERS if _plain(ours.get(name)) != _plain(theirs.get(name))]
-    if differing:
-        told = ", ".join(f"{name}={_plain(ours.get(name))!r}, not {_plain(theirs.get(name))!r}" for name in differing)
-        message = f"obsm[{key!r}] was made with {told} as {reference}; {again}"
+    pairs = {name: (_plain(ours.get(name)), _plain(theirs.get(name))) for name in PARAMETERS}
+    differences = ", ".join(f"{name}={own!r}, not {other!r}" for name, (own, other) in pairs.items() if own != other)
+    if differences:
+        message = f"obsm[{key!r}] was made with {differences} as {reference}; {again}"
         raise InputError(message)
 
 

@@ -155,7 +155,7 @@ def resolve_on(client: Any, reference: ModelReference) -> ModelReference:
 
 
 def embed_lazily(values: Any, task: EmbeddingTask, width: int) -> Any:
-    """Dask array of the embeddings (cells, width), one chunk for each chunk of cells; computed when it is asked for."""
+    """Dask array of the embeddings (cells, width), one chunk for each chunk of cells; computed when it is needed."""
     import dask
 
     values = values.rechunk({1: -1})

@@ -16,7 +16,7 @@ from tahoe.model.tokens.edits import hide_share, with_queries, without
 if TYPE_CHECKING:
     from tahoe.model import TahoeModel, Tokens
 
-# How many genes are asked for in one pass, where they do not see each other.
+# How many genes are queried in one pass, where they do not see each other.
 GENES_AT_ONCE = 1024
 
 
@@ -96,7 +96,7 @@ class QueriedPredictions(Accumulator):
 
     def add(self, model: TahoeModel, first: int, tokens: Tokens) -> None:
         """Take one batch of cells."""
-        # genes that see each other are asked for together, since they change each other's predictions
+        # genes that see each other are queried together, since they change each other's predictions
         at_once = GENES_AT_ONCE if model.config.hide_masked else len(self.genes)
         lots = [self.genes[start : start + at_once] for start in range(0, len(self.genes), at_once)]
         visible = without(tokens, self.genes)

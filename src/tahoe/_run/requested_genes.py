@@ -53,17 +53,17 @@ def tokens_of_genes(inputs: Inputs, genes: list[str]) -> np.ndarray:
 
 
 def edits_of(
-    inputs: Inputs, asked: list[tuple[str, ...]] | None, *, vocabulary: bool
+    inputs: Inputs, requested: list[tuple[str, ...]] | None, *, vocabulary: bool
 ) -> tuple[dict[tuple[int, ...], str], list[tuple[int, ...]] | None, np.ndarray]:
-    """Names of the edits that were asked for, their token ids, and the genes that may be compared with."""
+    """Names of the edits that were requested, their token ids, and the genes that may be compared with."""
     known = inputs.column_tokens[inputs.column_tokens >= 0]
-    if asked is None:
+    if requested is None:
         everything = inputs.model.vocabulary.tokens_of(inputs.model.vocabulary.genes)
         return {}, None, np.unique(everything if vocabulary else known)
-    flat = sorted({gene for edit in asked for gene in edit})
+    flat = sorted({gene for edit in requested for gene in edit})
     token = dict(zip(flat, tokens_of_genes(inputs, flat).tolist(), strict=True))
     names: dict[tuple[int, ...], str] = {}
-    for edit in asked:
+    for edit in requested:
         ids = tuple(sorted(token[gene] for gene in edit))
         if ids in names or len(set(ids)) < len(ids):
             message = f"genes={edit}: the same gene under two names; name each once"

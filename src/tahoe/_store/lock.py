@@ -90,7 +90,7 @@ def _acquire(folder: Path, output: Path) -> FileIO:
             if of_system is None or _still_runs(lock, file, of_system):
                 raise _busy(output, _owner(file))
             if not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
-                continue  # a run that ended took it away; so it did where a file is not found
+                continue  # a run that ended removed it; so it did where a file is not found
             _sign(file, *me)
             if not of_system:
                 time.sleep(1)  # who signed last has it
@@ -174,7 +174,7 @@ def _keep_alive(lock: Path, ended: threading.Event) -> None:
 
 
 def _release(folder: Path, file: FileIO) -> None:
-    """Give the lock back, and take the folder away if nothing else is in it."""
+    """Give the lock back, and remove the folder if nothing else is in it."""
     with suppress(OSError):
         _sign(file)
         if {path.name for path in folder.iterdir()} == {LOCK_FILE}:

@@ -72,20 +72,19 @@ def write_neighbors(source: str, reference: str, output: str, *, k: int, cells: 
     """Write a table of the cells of a reference that are nearest to those of a file."""
     atlas = load_reference(reference)
     atlas.check_k(k)
-    with opened(source, atlas.use_rep) as asked, _table(Path(output).absolute()) as writer:
-        _check_embedding(asked, atlas)
-        rows = [row_of(asked.adata, cell) for cell in cells] if cells else None
+    with opened(source, atlas.use_rep) as queries, _table(Path(output).absolute()) as writer:
+        _check_embedding(queries, atlas)
+        rows = [row_of(queries.adata, cell) for cell in cells] if cells else range(queries.n_cells)
         writer.writerow(["cell", "rank", "distance", "row", "found", *atlas.obs_keys])
-        for start in range(0, asked.n_cells if rows is None else len(rows), 1024):
-            here = list(range(start, min(start + 1024, asked.n_cells))) if rows is None else rows[start : start + 1024]
-            vectors = np.concatenate([np.asarray(asked.rows[row : row + 1]) for row in here]) if rows else (
-                np.asarray(asked.rows[here[0] : here[-1] + 1])
-            )  # fmt: skip
-            found, distances = atlas.nearest(unit(vectors), k, exact=exact)
+        for start in range(0, len(rows), 1024):
+            here = rows[start : start + 1024]
+            parts = [(row, row + 1) for row in here] if cells else [(here[0], here[-1] + 1)]
+            embeddings = np.concatenate([np.asarray(queries.rows[first:end]) for first, end in parts])
+            found, distances = atlas.nearest(unit(embeddings), k, exact=exact)
             for row, of_row, far in zip(here, found, distances, strict=True):
                 there = of_row >= 0
-                told, name = atlas.obs(of_row[there]), asked.names(row, row + 1)[0].decode()
-                for rank, (found_name, columns) in enumerate(zip(told.index, told.to_numpy(object), strict=True)):
+                known, name = atlas.obs(of_row[there]), queries.names(row, row + 1)[0].decode()
+                for rank, (found_name, columns) in enumerate(zip(known.index, known.to_numpy(object), strict=True)):
                     distance = f"{far[there][rank]:.6f}"
                     writer.writerow([name, rank + 1, distance, of_row[there][rank], found_name, *columns])
 
@@ -98,7 +97,7 @@ def _check(target: Path) -> None:
 
 
 def _is_embedded(source: str, atlas: Reference) -> bool:
-    """Whether a file has the slot that the reference's vectors came from."""
+    """Whether a file has the slot that the reference's embeddings came from."""
     with opened(source, atlas.use_rep) as cells:
         return atlas.use_rep in (cells.adata.root.get("obsm") or {})
 
@@ -189,9 +188,9 @@ def _write_table(cells: Cells, plan: Transfer, target: Path) -> None:
     names = [f"{key}_tahoe{end}" for key in plan.obs_keys for end in ("", "_confidence", "_novelty_p", "_set")]
     with _table(target) as writer:
         writer.writerow(["cell", *names])
-        for start, stop, told in _blocks(cells, plan):
+        for start, stop, labels_of in _blocks(cells, plan):
             columns: list[Any] = [[name.decode() for name in cells.names(start, stop)]]
-            for key, labels in told.items():
+            for key, labels in labels_of.items():
                 known = np.asarray(plan.reference.labels(key), dtype=object)
                 sets = [" | ".join(known[row]) for row in labels.in_set]
                 columns += [plan.named(key, labels), _rounded(labels.confidence), _rounded(labels.novelty_p), sets]
@@ -225,8 +224,8 @@ def _write_store(cells: Cells, plan: Transfer, place: Path) -> None:
         _new(root["obsm"], f"{name}_shares", (n_cells, width), "float32")
         _new(root["obsm"], f"{name}_set", (n_cells, width), "bool")
         write_element(root["uns"], name, {"tahoe_version": version("tahoe-anndata"), **plan.record(key)})
-    for start, stop, told in _blocks(cells, plan):
-        for key, labels in told.items():
+    for start, stop, labels_of in _blocks(cells, plan):
+        for key, labels in labels_of.items():
             name, known = f"{key}_tahoe", plan.reference.labels(key)
             unknown = known.index(UNKNOWN) if UNKNOWN in known else len(known)
             obs[name]["codes"][start:stop] = np.where(plan.is_known(labels), labels.codes, unknown)

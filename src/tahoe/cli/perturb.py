@@ -14,10 +14,10 @@ from tahoe.tl import perturb
 def run(source: str, output: str, genes: str | None, *, goal: tuple[str, str, str] | None, **options: Any) -> None:
     """Read a file into memory, perturb its genes, and write their table."""
     check_output("--output ", Path(output), replace=True)
-    asked = None if genes is None else [_edit(name) for name in genes.split(",") if name.strip()]
+    edits = None if genes is None else [_edit(name) for name in genes.split(",") if name.strip()]
     with open_source(source) as opened:
         adata = opened.to_memory()
-    perturb(adata, genes=asked, goal=goal or None, **options)
+    perturb(adata, genes=edits, goal=goal or None, **options)
     with explain_disk_errors(f"--output {output!r}"):
         perturbation(adata).to_csv(output, index=False)
 

@@ -47,7 +47,7 @@ def build(source: str, output: str, scheduler: str | None, workers: int | None, 
 @click.argument("reference")
 @click.option("--check", is_flag=True, help="Also compare the content of all files with their digests.")
 def info(reference: str, check: bool) -> None:
-    """Say what is in REFERENCE: cells, labels, model, and how often labels of held-back cells were told."""
+    """Say what is in REFERENCE: cells, labels, model, and how often labels of held-back cells were right."""
     from tahoe._reference.reference import load_reference
     from tahoe.cli.info import _aligned, _plain
 
@@ -58,7 +58,7 @@ def info(reference: str, check: bool) -> None:
     lines = {
         "reference": opened.name,
         "cells": f"{opened.n_cells:,} × {opened.width}, {manifest['stored_dtype']}",
-        "without a vector": f"{opened.n_cells - manifest['n_vectors']:,}",
+        "without an embedding": f"{opened.n_cells - manifest['n_vectors']:,}",
         "model": embedding.get("model"),
         "model sha256": embedding.get("model_sha256"),
         "max_length, seed": f"{embedding.get('max_length')}, {embedding.get('seed')}",

@@ -14,7 +14,7 @@ from tahoe._scores.folds import check_groups, make_folds
 from tahoe._scores.neighbors import chance_purity, graph_connectivity, lisi, nearest, purity
 from tahoe._scores.table import BASELINE, GIVEN, Score, mean_score, to_table
 from tahoe.errors import InputError, warn
-from tahoe.evaluate._inputs import check_finite, names_of, read_counts, read_groups, read_vectors
+from tahoe.evaluate._inputs import check_finite, names_of, read_counts, read_groups, read_representation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -111,7 +111,7 @@ def cell_types(
     """
     check_adata(adata)
     names = names_of(use_rep, (PCA, TOTALS, RANDOM, MAJORITY))
-    vectors = {name: read_vectors(adata, "obsm", name) for name in names}
+    vectors = {name: read_representation(adata, "obsm", name) for name in names}
     rows, labels = _labelled(adata, label_key)
     for name in names:
         check_finite(vectors[name][rows], f"obsm[{name!r}]", adata.obs_names[rows])

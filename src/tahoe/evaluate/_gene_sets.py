@@ -37,16 +37,16 @@ def gene_sets(
     n_folds: int = 5,
     device: str | torch.device | None = None,
 ) -> pd.DataFrame:
-    """Judge how well vectors of genes tell in which gene sets they are, beside baselines.
+    """Judge how well gene embeddings tell in which gene sets they are, beside baselines.
 
-    Only genes that are in one set or more take part, and of these only those with a vector in each representation, so
+    Only genes that are in one set or more take part, and of these only those that each representation has, so
     that all rows are about the same genes. The baselines are always there: mean expression and share of cells with the
     gene, its loadings on 50 principal components, random numbers, and the frequency of each set.
 
     Parameters
     ----------
     adata
-        Annotated data matrix with the vectors in ``varm`` and the cells of the baselines. It is not changed.
+        Annotated data matrix with the embeddings in ``varm`` and the cells of the baselines. It is not changed.
     use_rep
         One or more representations in ``adata.varm``, as `tahoe.tl.embed_genes` writes them.
     gmt
@@ -55,8 +55,8 @@ def gene_sets(
         ``"tahoe-x1"``: that of the authors :cite:p:`Gandhi2025`. Genes are parted into 70 % to train on, 5 % to stop,
         5 % to choose one of 24 networks by its log-loss, and 20 % to test. Repeated with each of the `seeds`.
         ``"grouped"``: ridge regression with genes of a family (symbols with the same first letters, as RPL3 and RPL10A)
-        never in two folds, since paralogues have like vectors and are in like sets. Its strength is chosen in the genes
-        that are trained on.
+        never in two folds, since paralogues have like embeddings and are in like sets. Its strength is chosen in the
+        genes that are trained on.
     layer
         Where the counts for the baselines are; ``adata.X`` by default.
     seeds
@@ -103,7 +103,7 @@ def gene_sets(
     members = _members(genes.ids, sets, ids)
     if len(genes.ids) < max(LEAST_GENES, n_folds):
         message = (
-            f"{len(genes.ids)} genes are in a set and have vectors; at least {max(LEAST_GENES, n_folds)} are needed"
+            f"{len(genes.ids)} genes are in a set and have embeddings; at least {max(LEAST_GENES, n_folds)} are needed"
         )
         raise InputError(message)
     if protocol == "tahoe-x1":

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def names_of(use_rep: str | Sequence[str], baselines: Sequence[str]) -> list[str]:
-    """The representations that were asked for, each once, none of them called like a baseline."""
+    """The representations that are named, each once, none of them called like a baseline."""
     names = [use_rep] if isinstance(use_rep, str) else list(use_rep)
     if not names or any(not isinstance(name, str) for name in names):
         message = f'use_rep={use_rep!r}: pass one or more names of representations, such as ["X_tahoe"]'
@@ -33,7 +33,7 @@ def names_of(use_rep: str | Sequence[str], baselines: Sequence[str]) -> list[str
     return names
 
 
-def read_vectors(adata: AnnData, container: str, key: str) -> np.ndarray:
+def read_representation(adata: AnnData, container: str, key: str) -> np.ndarray:
     """A representation in ``obsm`` or ``varm`` as a float array, rows × dimensions.
 
     Raises

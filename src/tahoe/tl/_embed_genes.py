@@ -7,7 +7,7 @@ import numpy as np
 
 from tahoe._cells.objects import check_adata
 from tahoe._cells.slots import copy_or_self, groups_of, slot_names
-from tahoe._run.all_genes import all_gene_vectors
+from tahoe._run.all_genes import embed_all_genes
 from tahoe._run.inputs import read_inputs
 from tahoe._run.means import GeneMeans, check_fits
 from tahoe._run.parameters import document_parameters
@@ -119,7 +119,7 @@ def embed_genes(
     record = inputs.record(context=context, groupby=groupby, max_length=max_length, seed=seed)
     record |= {} if groupby is None else {"groups": groups, "group_sizes": np.bincount(codes).tolist()}
     if context == "all":
-        varm = {key_added: all_gene_vectors(inputs.model, inputs.result_tokens)}
+        varm = {key_added: embed_all_genes(inputs.model, inputs.result_tokens)}
     elif context:
         check_fits(
             24 * len(groups) * adata.n_vars * inputs.model.config.d_model,

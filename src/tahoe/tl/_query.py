@@ -1,4 +1,4 @@
-"""The vectors with which a reference is asked: those that are there, or made as the reference's were."""
+"""The embeddings with which a reference is searched: those that are there, or made as the reference's were."""
 
 from __future__ import annotations
 

@@ -50,9 +50,9 @@ def transfer_labels(
     """Label cells by the most similar cells of a reference, with doubt that was measured on held-back cells.
 
     Each of the `k` nearest cells votes with the weight exp(-(d / d_k)²), where d is its distance and d_k that of the
-    last one. A cell of the reference has no vote for itself, which is told by name and content.
+    last one. A cell of the reference has no vote for itself, which is recognised by name and content.
     How much a share of the votes is worth, how far cells of a label are from the reference, and how many labels a set
-    must have, is learned from cells of the reference that were asked as if they were not in it: see the page on
+    must have, is learned from cells of the reference that were queried as if they were not in it: see the page on
     reference mapping for what that promises, and for which cells.
 
     Parameters
@@ -145,13 +145,13 @@ def transfer_labels(
     check_query(adata, opened)
     adata = copy_or_self(adata, copy)
     options: dict[str, Any] = {"layer": layer, "use_raw": use_raw, "min_coverage": min_coverage}
-    vectors = embed_as(adata, opened, model, **options, device=device, dtype=dtype)
-    told, there = _labels(plan, vectors, np.asarray(adata.obs_names, dtype=str))
+    embeddings = embed_as(adata, opened, model, **options, device=device, dtype=dtype)
+    labels_of, there = _labels(plan, embeddings, np.asarray(adata.obs_names, dtype=str))
     obs: dict[str, Any] = {}
     obsm: dict[str, Any] = {}
     uns: dict[str, Any] = {}
     for key, name in names.items():
-        labels = told[key]
+        labels = labels_of[key]
         columns: dict[str, Any] = {name: plan.named(key, labels)}
         columns |= {f"{name}_confidence": labels.confidence, f"{name}_novelty_p": labels.novelty_p}
         matrices = {f"{name}_shares": labels.shares, f"{name}_set": labels.in_set}
@@ -174,15 +174,15 @@ def _names(obs_key: str | Sequence[str], key_added: str | None) -> dict[str, str
     """Name of the results of each column."""
     keys = [obs_key] if isinstance(obs_key, str) else list(obs_key)
     if key_added is not None and len(keys) != 1:
-        message = f"key_added={key_added!r} is the name of one result, and obs_key= has {len(keys)}; leave it away"
+        message = f"key_added={key_added!r} is the name of one result, and obs_key= has {len(keys)}; omit it"
         raise InputError(message)
     return {key: key_added or f"{key}_tahoe" for key in keys}
 
 
-def _labels(plan: Transfer, vectors: Any, names: np.ndarray) -> tuple[dict[str, Labels], np.ndarray]:
+def _labels(plan: Transfer, embeddings: Any, names: np.ndarray) -> tuple[dict[str, Labels], np.ndarray]:
     """Labels of all cells, a block at a time, and which of them have an embedding."""
     parts = [
-        plan.labels(vectors[start : start + CELLS_AT_ONCE], names[start : start + CELLS_AT_ONCE])
+        plan.labels(embeddings[start : start + CELLS_AT_ONCE], names[start : start + CELLS_AT_ONCE])
         for start in range(0, len(names), CELLS_AT_ONCE)
     ]
     joined = {}
