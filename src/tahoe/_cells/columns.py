@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from tahoe._cells.matrix import NO_REMEDY, choose_matrix, one_column
-from tahoe._genes.mapping import FEW_GENES, gene_columns
+from tahoe._genes.columns import gene_columns
+from tahoe._genes.report import FEW_GENES
 from tahoe.errors import GeneError, InputError, listed, warn
 
 if TYPE_CHECKING:

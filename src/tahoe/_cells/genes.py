@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tahoe._cells.matrix import one_column
-from tahoe._genes.mapping import are_genes, gene_columns, map_genes, non_negative_totals, prefer_model_ids
+from tahoe._genes.columns import gene_columns
+from tahoe._genes.mapping import are_genes, map_genes, prefer_model_ids
+from tahoe._genes.report import non_negative_totals
 from tahoe.errors import GeneError, InputError, warn
 
 if TYPE_CHECKING:

@@ -12,33 +12,12 @@ import pandas as pd
 from tahoe._genes.clean import as_text
 from tahoe._genes.columns import gene_columns
 from tahoe._genes.names import Resolved, find_id, resolve_names
-from tahoe._genes.report import (
-    FEW_GENES,
-    check_coverage,
-    describe,
-    in_released_vocabulary,
-    non_negative_totals,
-    refuse_unknown,
-)
+from tahoe._genes.report import describe, non_negative_totals, refuse_unknown
 from tahoe._genes.table import AMBIGUOUS, DUPLICATE, ENSEMBL, MATCHES, MODALITY, SUMMED, load_table
 from tahoe.errors import GeneError, InputError, check_choice, listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container
-
-__all__ = [
-    "FEW_GENES",
-    "MATCHES",
-    "GeneMapping",
-    "are_genes",
-    "check_coverage",
-    "gene_columns",
-    "in_released_vocabulary",
-    "map_genes",
-    "prefer_model_ids",
-    "resolve",
-    "non_negative_totals",
-]
 
 ORGANISMS = ("human", "mouse")
 DUPLICATES = ("best", "sum")

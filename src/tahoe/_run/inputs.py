@@ -15,7 +15,8 @@ from tahoe._cells.columns import one_column_each, used_columns, warn_of_better_m
 from tahoe._cells.genes import genes_of_model, hint_if_transposed, mapped_genes, organism_of
 from tahoe._cells.matrix import Matrix, choose_matrix
 from tahoe._cells.slots import drugs_of
-from tahoe._genes.mapping import as_strings, check_coverage, in_released_vocabulary
+from tahoe._genes.mapping import as_strings
+from tahoe._genes.report import check_coverage, in_released_vocabulary
 from tahoe._run.batches import CellBatches
 from tahoe._run.cluster import EmbeddingTask, ModelReference, aggregate_on_workers, cluster, resolve_on
 from tahoe._run.means import aggregate

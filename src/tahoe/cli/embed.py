@@ -11,7 +11,7 @@ import pandas as pd
 from tahoe._cells.genes import hint_if_transposed
 from tahoe._cells.matrix import choose_matrix
 from tahoe._cells.opening import open_source
-from tahoe._genes import mapping as _genes
+from tahoe._genes.mapping import map_genes
 from tahoe._store.output import check_output, explain_disk_errors
 from tahoe.errors import InputError
 
@@ -47,7 +47,7 @@ def describe_mapping(source: str, gene_key: str | None, organism: str, duplicate
             totals = None
         var = opened.var
         with hint_if_transposed(opened, organism):
-            mapping = _genes.map_genes(var, totals, gene_key=gene_key, organism=organism, duplicates=duplicates)
+            mapping = map_genes(var, totals, gene_key=gene_key, organism=organism, duplicates=duplicates)
     report = mapping.report
     table = pd.DataFrame({"genes": report["genes"]})
     if "counts" in report:

@@ -10,7 +10,7 @@ from scipy import sparse
 
 from tahoe._cells.matrix import choose_matrix
 from tahoe._cells.slots import column_of
-from tahoe._genes.mapping import gene_columns
+from tahoe._genes.columns import gene_columns
 from tahoe.errors import InputError, similar_names, warn
 
 if TYPE_CHECKING:

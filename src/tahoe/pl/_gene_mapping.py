@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tahoe._cells.objects import check_adata
-from tahoe._genes.mapping import MATCHES
+from tahoe._genes.table import MATCHES
 from tahoe._run.parameters import document_parameters
 from tahoe.errors import InputError
 
