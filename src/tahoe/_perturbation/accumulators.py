@@ -49,8 +49,7 @@ class UnitMeans(Accumulator):
 
     def result(self) -> np.ndarray:
         """Means (units, d_model), NaN for a unit without cells."""
-        with np.errstate(invalid="ignore"):
-            return self.sums / self.n_cells[:, None]
+        return _means(self.sums, self.n_cells)
 
 
 @dataclass
@@ -115,8 +114,7 @@ class FirstOrder(Accumulator):
 
     def result(self) -> tuple[np.ndarray, np.ndarray]:
         """Means (U, J, G), NaN where no cell was edited, and numbers of cells (U, G)."""
-        with np.errstate(invalid="ignore"):
-            return self.sums / self.n_cells[:, None], self.n_cells
+        return _means(self.sums, self.n_cells), self.n_cells
 
 
 @dataclass
@@ -172,8 +170,7 @@ class ExactEdits(Accumulator):
 
     def result(self) -> tuple[np.ndarray, np.ndarray]:
         """Means (U, 1 + J, E), NaN where no cell was edited, and numbers of cells (U, E)."""
-        with np.errstate(invalid="ignore"):
-            return self.sums / self.n_cells[:, None], self.n_cells
+        return _means(self.sums, self.n_cells), self.n_cells
 
 
 @dataclass
@@ -205,6 +202,11 @@ class Agreement(Accumulator):
     def result(self) -> np.ndarray:
         """One correlation for each cell, NaN where there were too few genes."""
         return np.array(self.found)
+
+
+def _means(sums: np.ndarray, n_cells: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):  # zero by zero is NaN
+        return sums / n_cells[:, None]
 
 
 def _each_cell(model: TahoeModel, n_cells: int, work: Callable[[int], None]) -> None:

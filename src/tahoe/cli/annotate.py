@@ -57,7 +57,7 @@ def annotated(
     if embedded.exists():
         source = str(embedded)
     with opened(source, atlas.use_rep) as cells:
-        _check_embedding(cells, atlas)
+        check_same_embedding(cells.record, cells.rows.shape[1], atlas)
         if target.suffix == ".csv":
             _write_table(cells, plan, target)
         else:
@@ -73,7 +73,7 @@ def write_neighbors(source: str, reference: str, output: str, *, k: int, cells: 
     atlas = load_reference(reference)
     atlas.check_k(k)
     with opened(source, atlas.use_rep) as queries, _table(Path(output).absolute()) as writer:
-        _check_embedding(queries, atlas)
+        check_same_embedding(queries.record, queries.rows.shape[1], atlas)
         rows = [row_of(queries.adata, cell) for cell in cells] if cells else range(queries.n_cells)
         writer.writerow(["cell", "rank", "distance", "row", "found", *atlas.obs_keys])
         for start in range(0, len(rows), 1024):
@@ -102,13 +102,6 @@ def _is_embedded(source: str, atlas: Reference) -> bool:
         return atlas.use_rep in (cells.adata.root.get("obsm") or {})
 
 
-def _check_embedding(cells: Cells, atlas: Reference) -> None:
-    check_same_embedding(cells.record, atlas.embedding, atlas.use_rep, f"the reference {atlas.name!r}")
-    if cells.rows.shape[1] != atlas.width:
-        message = f"{cells.who}: obsm[{atlas.use_rep!r}] has {cells.rows.shape[1]} coordinates, not {atlas.width}"
-        raise InputError(message)
-
-
 def _model_of(atlas: Reference, model: str | None) -> str:
     made = atlas.embedding
     return model or str(made.get("model_folder", made["model"]))
@@ -133,7 +126,7 @@ def _copy(source: str, place: Path, atlas: Reference) -> None:
     """Copy an embedding that is there, with obs and var, into a store of its own, a block at a time."""
     shutil.rmtree(place, ignore_errors=True)
     with opened(source, atlas.use_rep) as cells:
-        _check_embedding(cells, atlas)
+        check_same_embedding(cells.record, cells.rows.shape[1], atlas)
         root = empty_store(place)
         encode(root, "anndata")
         obs = root.create_group("obs")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -151,19 +152,18 @@ def cell_types(
     )
 
 
+@dataclass
 class _Judge:
     """All metrics for one set of labels."""
 
-    def __init__(
-        self,
-        labels: np.ndarray,
-        groups: np.ndarray | None,
-        batches: np.ndarray | None,
-        folds: list[Fold],
-        seed: int,
-    ) -> None:
-        self.labels, self.groups, self.batches, self.folds, self.seed = labels, groups, batches, folds, seed
-        self.codes = np.unique(labels, return_inverse=True)[1]
+    labels: np.ndarray
+    groups: np.ndarray | None
+    batches: np.ndarray | None
+    folds: list[Fold]
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.codes = np.unique(self.labels, return_inverse=True)[1]
 
     def scores(self, vectors: np.ndarray, representation: str, kind: str) -> Iterator[Score]:
         log.info("evaluating %s", representation)

@@ -8,6 +8,7 @@ from tahoe._cells.objects import check_adata
 from tahoe._genes.table import MATCHES
 from tahoe._run.parameters import document_parameters
 from tahoe.errors import InputError
+from tahoe.pl._results import new_axes
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -49,22 +50,13 @@ def gene_mapping(adata: AnnData, *, ax: Axes | None = None) -> Axes:
     report = adata.uns["tahoe_genes"]
     # a file gives the report back in another order, and one of an older version has fewer kinds of matches
     matches = [match for match in MATCHES if report["genes"].get(match) and match != "modality"]
-    if ax is None:
-        from matplotlib import pyplot as plt
-
-        _, ax = plt.subplots(figsize=(6.5, 1.4 + 0.5 * len(matches)), layout="constrained")
+    ax = ax or new_axes(6.5, 1.4 + 0.5 * len(matches))
     has_counts = "counts" in report
     n_genes = [report["genes"][match] for match in matches]
     known = [report["genes_in_vocabulary"][match] for match in matches]
     share, known_share = (np.array(numbers) / report["n_genes"] for numbers in (n_genes, known))
-    _draw_bars(
-        ax,
-        share,
-        known_share,
-        [f"{number:,} gene{'s' * (number != 1)}" for number in n_genes],
-        shade=0,
-        row=-0.2 * has_counts,
-    )
+    numbers = [f"{number:,} gene{'s' * (number != 1)}" for number in n_genes]
+    _draw_bars(ax, share, known_share, numbers, shade=0, row=-0.2 * has_counts)
     if has_counts:
         share, known_share = (
             np.array([report[key][match] for match in matches]) for key in ("counts", "counts_in_vocabulary")
