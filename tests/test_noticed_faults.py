@@ -253,7 +253,7 @@ def _(batch, model, tokens, masked=None):
 
 @fault(
     "previous names and aliases change places",
-    "tahoe._genes.names.load_table",
+    "tahoe._genes.name_repair.load_table",
     test_mapping.test_hard_names_mean_what_the_sources_say,
     "previous",
 )

@@ -11,7 +11,7 @@ import pandas as pd
 
 from tahoe._genes.clean import as_text
 from tahoe._genes.columns import gene_columns
-from tahoe._genes.names import Resolved, find_id, resolve_names
+from tahoe._genes.name_repair import Resolved, find_id, resolve_names
 from tahoe._genes.report import describe, non_negative_totals, refuse_unknown
 from tahoe._genes.table import AMBIGUOUS, DUPLICATE, ENSEMBL, MATCHES, MODALITY, SUMMED, load_table
 from tahoe.errors import GeneError, InputError, check_choice, listed

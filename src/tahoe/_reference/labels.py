@@ -14,6 +14,8 @@ import numpy as np
 if TYPE_CHECKING:
     from tahoe._reference.held_back import HeldBack
 
+UNKNOWN = "unknown"
+
 
 @dataclass(frozen=True)
 class Labels:

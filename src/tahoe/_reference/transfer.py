@@ -10,6 +10,7 @@ import numpy as np
 
 from tahoe._reference.embeddings import unit
 from tahoe._reference.held_back import MOST_NEIGHBORS
+from tahoe._reference.labels import UNKNOWN
 from tahoe.errors import InputError, listed, warn
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from tahoe._reference.labels import Calibration, Labels
     from tahoe._reference.reference import Reference
 
-UNKNOWN = "unknown"
 # From how many cells on, and how many times `alpha` of them, so many unknown cells bring a warning.
 LEAST, FACTOR = 50, 4
 # Cells whose neighbours are looked for at once.

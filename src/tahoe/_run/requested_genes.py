@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from tahoe._genes.mapping import resolve
-from tahoe._genes.names import find_id
+from tahoe._genes.name_repair import find_id
 from tahoe._run.inputs import known_drugs
 from tahoe.errors import InputError, similar_names
 

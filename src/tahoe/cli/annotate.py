@@ -16,9 +16,10 @@ from tqdm.auto import tqdm
 from tahoe._cells.slots import row_of
 from tahoe._reference.cells import Cells, opened
 from tahoe._reference.embeddings import unit
+from tahoe._reference.labels import UNKNOWN
 from tahoe._reference.match import check_same_embedding
 from tahoe._reference.reference import Reference, load_reference
-from tahoe._reference.transfer import CELLS_AT_ONCE, UNKNOWN, Transfer
+from tahoe._reference.transfer import CELLS_AT_ONCE, Transfer
 from tahoe._store.embed_file import embed_file
 from tahoe._store.output import check_output, explain_disk_errors, write_h5ad
 from tahoe._store.shards import consolidate, empty_store, encode, write_element

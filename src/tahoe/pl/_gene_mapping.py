@@ -8,14 +8,14 @@ from tahoe._cells.objects import check_adata
 from tahoe._genes.table import MATCHES
 from tahoe._run.parameters import document_parameters
 from tahoe.errors import InputError
-from tahoe.pl._results import new_axes
+from tahoe.pl._style import BLUE, ORANGE, PALE_BLUE, PALE_ORANGE, new_axes
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
 # The paler bar of each pair is the genes, the darker one the counts: in the vocabulary, and lost.
-KNOWN, LOST = ("#9ecae1", "#2171b5"), ("#fdbe85", "#d94701")
+KNOWN, LOST = (PALE_BLUE, BLUE), (PALE_ORANGE, ORANGE)
 
 
 @document_parameters

@@ -7,7 +7,8 @@ import numpy as np
 from tahoe._cells.objects import check_adata
 from tahoe._run.parameters import document_parameters
 from tahoe.errors import InputError, check_at_least, similar_names
-from tahoe.pl._results import new_axes, slot_of
+from tahoe.pl._results import slot_of
+from tahoe.pl._style import BLUE, PALE_BLUE, new_axes
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -112,8 +113,8 @@ def _draw(ax: Axes, similarity: np.ndarray, names: list[str], labels: list[str])
     rows = np.arange(len(names))
     lowest = similarity.min()
     start = lowest - 0.15 * (1 - lowest) - 0.01
-    ax.hlines(rows, start, similarity, color="#9ecae1", linewidth=2)
-    ax.plot(similarity, rows, "o", color="#2171b5", markersize=7)
+    ax.hlines(rows, start, similarity, color=PALE_BLUE, linewidth=2)
+    ax.plot(similarity, rows, "o", color=BLUE, markersize=7)
     for row, label in zip(rows, labels, strict=True):
         ax.annotate(
             label, (1, row), (6, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center",

@@ -10,7 +10,6 @@ from tahoe.errors import InputError, similar_names
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from matplotlib.axes import Axes
 
 
 def slot_of(adata: AnnData, container: str, key: str, group: str | None, verb: str) -> tuple[str, int]:
@@ -38,10 +37,3 @@ def slot_of(adata: AnnData, container: str, key: str, group: str | None, verb: s
         message = f"{container}[{slot!r}] does not exist; call tahoe.tl.{verb}(adata) first"
         raise InputError(message)
     return slot, groups.index(group) if group is not None else 0
-
-
-def new_axes(width: float, height: float) -> Axes:
-    """Axes of a new figure, its size in inches."""
-    from matplotlib import pyplot as plt
-
-    return plt.subplots(figsize=(width, height), layout="constrained")[1]
