@@ -215,7 +215,7 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(1)  # threads do not survive a fork
-    for name in ("anndata", "scanpy", "hypothesis", "pytest", "tahoe.tl", "tahoe.pl", "tahoe.evaluate"):
+    for name in ("anndata", "scanpy", "tahoe.tl", "tahoe.pl", "tahoe.evaluate"):
         importlib.import_module(name)
     end, failed = time.monotonic() + options.seconds, False
     for name, tests in TESTS.items():
