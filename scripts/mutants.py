@@ -196,7 +196,9 @@ def run(module: Any, mutant: Mutant | None, tests: tuple[str, ...], seconds: int
         os.dup2(null, 2)
         if mutant is not None:
             _function(module, mutant.function).__code__ = mutant.code
-        os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests]) != 0))
+        # what was imported before is not rewritten, which is no matter here
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+        os._exit(int(pytest.main([*options, *tests]) != 0))
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         return LATE if os.WTERMSIG(status) == signal.SIGALRM else KILLED
