@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,23 @@ import yaml
 from tahoe._reference.folder import CARD, MANIFEST
 from tahoe.errors import InputError
 from tahoe.model.hub.download import reason
-from tahoe.model.hub.upload import commit_files
 from tahoe.settings import settings
 
 
 def push(folder: Path, manifest: dict[str, Any], repository: str, card: str, *, private: bool | None) -> str:
     """Upload a reference and its card in one commit, all of it or nothing; gives the commit."""
-    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub import CommitOperationAdd, HfApi
 
     operations = [CommitOperationAdd(path, folder / path) for path in (MANIFEST, *manifest["files"])]
     operations.append(CommitOperationAdd(CARD, card.encode()))
-    return commit_files(folder.name, operations, repository, private=private, repo_type="dataset", kind=InputError)
+    try:
+        api = HfApi(library_name="tahoe", library_version=version("tahoe-anndata"))
+        api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
+        message = f"Upload {folder.name}"
+        return api.create_commit(repository, operations, commit_message=message, repo_type="dataset").oid
+    except Exception as error:
+        message = f"the reference {folder.name!r} could not be uploaded to {repository!r}: {reason(error)}"
+        raise InputError(message) from error
 
 
 def download(repository: str, revision: str | None) -> Path:
@@ -58,7 +65,7 @@ def reference_card(manifest: dict[str, Any], n_labels: dict[str, int], repositor
 {columns or "- none"}
 
 Embedded with the Tahoe-x1 model `{embedding.get("model")}` (sha256 `{embedding.get("model_sha256")}`),
-`max_length={embedding.get("max_length")}`. Held-back cells were queried among
+`max_length={embedding.get("max_length")}`. Held-back cells were asked among
 {f"the cells with another `{held_back}`" if held_back else "all other cells"}.
 
 ```python

@@ -24,12 +24,6 @@ FILES = (WEIGHTS_FILE, MODEL_FILE, COLLATOR_FILE, VOCABULARY_FILE)
 MAX_DEPTH, MAX_FOLDERS = 4, 500
 
 
-def file_sha256(path: Path) -> str:
-    """Hash of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def weights_sha256(folder: Path) -> str:
     """Hash of the weights, which takes a pass over them unless they are in the cache of the Hub."""
     return sha256_by_name(folder / WEIGHTS_FILE) or file_sha256(folder / WEIGHTS_FILE)
@@ -40,6 +34,12 @@ def sha256_by_name(path: Path) -> str | None:
     file = path.resolve()
     in_cache = file.parent.name == "blobs" and file.parents[1].name.startswith("models--")
     return file.name if in_cache and re.fullmatch("[0-9a-f]{64}", file.name) else None
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_folder(folder: Path) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
-from tahoe.errors import ModelError, TahoeError
+from tahoe.errors import ModelError
 from tahoe.model.checkpoint.weights import write_checkpoint
 from tahoe.model.files import WEIGHTS_FILE, file_sha256
 from tahoe.model.hub.download import RELEASES, reason
@@ -33,7 +33,7 @@ def push(
     about: str,
 ) -> str:
     """Upload a model and its card in one commit, all of it or nothing; return the commit."""
-    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub import CommitOperationAdd, HfApi
 
     with tempfile.TemporaryDirectory() as place:
         written = Path(place)
@@ -44,28 +44,14 @@ def push(
         ]
         card = model_card(name, network, vocabulary, repository, folder, file_sha256(written / WEIGHTS_FILE), about)
         operations.append(CommitOperationAdd(CARD_FILE, card.encode()))
-        return commit_files(name, operations, repository, private=private)
-
-
-def commit_files(
-    name: str,
-    operations: list[Any],
-    repository: str,
-    *,
-    private: bool | None,
-    repo_type: str = "model",
-    kind: type[TahoeError] = ModelError,
-) -> str:
-    """Upload files in one commit, all of them or nothing; return the commit, or raise an error of this kind."""
-    from huggingface_hub import HfApi
-
-    try:
-        api = HfApi(library_name="tahoe", library_version=version("tahoe-anndata"))
-        api.create_repo(repository, repo_type=repo_type, private=private, exist_ok=True)
-        return api.create_commit(repository, operations, commit_message=f"Upload {name}", repo_type=repo_type).oid
-    except Exception as error:
-        message = f"{name!r} could not be uploaded to {repository!r} on the Hub: {reason(error)}"
-        raise kind(message) from error
+        try:
+            api = HfApi(library_name="tahoe", library_version=version("tahoe-anndata"))
+            api.create_repo(repository, private=private, exist_ok=True)
+            commit = api.create_commit(repository, operations, commit_message=f"Upload {name}")
+        except Exception as error:
+            message = f"{name!r} could not be uploaded to {repository!r} on the Hub: {reason(error)}"
+            raise ModelError(message) from error
+    return commit.oid
 
 
 def model_card(
