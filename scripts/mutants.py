@@ -34,7 +34,7 @@ TRAINING = ("tests/model/training", "tests/model/tokens/test_edits.py")
 # Modules whose numbers decide, below src/tahoe, and the tests that are to notice a change of them.
 TESTS: dict[str, tuple[str, ...]] = {
     "model/tokens/tokenizer": ("tests/model/tokens/test_tokenizer.py", "tests/model/test_reference.py"),
-    "model/tokens/rows": ("tests/model/tokens/test_tokenizer.py",),
+    "model/tokens/rows": ("tests/model/tokens/test_tokenizer.py", "tests/_genes/test_duplicates.py"),
     "model/tokens/packed": ("tests/model/tokens",),
     "model/tokens/edits": ("tests/model/tokens/test_edits.py", "tests/tl/test_perturb.py"),
     "model/tokens/vocabulary": ("tests/model/tokens", "tests/model/checkpoint/test_weights.py"),
