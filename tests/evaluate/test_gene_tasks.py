@@ -221,7 +221,7 @@ def test_pairs_are_near_and_no_gene_is_used_twice(n, seed):
         ("broken", "SETS", {}, "single NaN"),
         ("absent", "SETS", {}, "does not exist"),
         ("random", "SETS", {}, "name of a baseline"),
-        ("good", {"a": ["CD3D", "CD3E", "LYZ"]}, {}, "genes are in a set and have vectors; at least 40"),
+        ("good", {"a": ["CD3D", "CD3E", "LYZ"]}, {}, "genes are in a set and have embeddings; at least 40"),
     ],
 )
 def test_bad_gene_sets(cells, sets, use_rep, gmt, options, told):
