@@ -16,7 +16,9 @@ import scib_metrics
 from scib_metrics.nearest_neighbors import NeighborsResults
 
 import tahoe
-from tahoe.evaluate import _baselines, _clusters, _neighbors
+from tahoe._scores import baselines as _baselines
+from tahoe._scores import clusters as _clusters
+from tahoe._scores import neighbors as _neighbors
 
 
 def with_self(distances: np.ndarray, neighbors: np.ndarray) -> NeighborsResults:

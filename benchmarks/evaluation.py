@@ -49,7 +49,7 @@ def judge_cells(folder: Path, names: list[str], model: str) -> None:
         tahoe.pp.map_genes(adata)
         tahoe.tl.embed(adata, model, key_added="X_tahoe")
         batch = "condition" if "condition" in adata.obs else None
-        table = tahoe.evaluate.cell_types(adata, "X_tahoe", label=label, groups=groups, batch=batch)
+        table = tahoe.evaluate.cell_types(adata, "X_tahoe", label_key=label, groups=groups, batch_key=batch)
         by = f"folds by {groups}" if groups else "folds by chance"
         show(f"{name}: {adata.n_obs:,} cells, {adata.obs[label].nunique()} types, {by}", table)
 

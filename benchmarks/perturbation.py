@@ -20,10 +20,10 @@ from measuring import SHAPES, draw_lengths, draw_model, draw_tokens, machine, pe
 from scipy.stats import rankdata, spearmanr, ttest_1samp
 
 import tahoe
+from tahoe._perturbation.accumulators import FirstOrder, UnitMeans
 from tahoe._perturbation.edit_effects import Question, estimate, exact
 from tahoe._perturbation.perturbed_cells import choose_cells, directions
 from tahoe._perturbation.statistics import matched, over_replicates
-from tahoe._perturbation.sums import FirstOrder, UnitMeans
 
 KINDS = ("delete", "maximum", "activate")
 

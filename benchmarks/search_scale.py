@@ -22,7 +22,7 @@ import zarr
 from measuring import machine, peak, start_peak
 
 import tahoe
-from tahoe._reference.vectors import unit
+from tahoe._reference.embeddings import unit
 
 N_QUERIES, K = 1000, 50
 RECORD = {

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
+from demo_losses import masked_losses, outputs
+from demo_views import CellCounts, Views, draw_views
 from torch import Tensor
 
 from tahoe.model import Network, Vocabulary, tokenize
 from tahoe.model.checkpoint.weights import read_checkpoint
-from tahoe.model.training.two_views import masked_losses, outputs
-from tahoe.model.training.views import CellCounts, Views, draw_views
 
 if TYPE_CHECKING:
     from pathlib import Path

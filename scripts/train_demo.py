@@ -23,12 +23,12 @@ from typing import Any, TextIO
 
 import torch
 from demo_batches import PackedCells, Sampling, quality, scores, start_from, wrong_bins
+from demo_losses import Contrast, two_view_losses
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tahoe.model import ModelConfig, Network
 from tahoe.model.training import TrainingPlan, make_optimizer, new_network
-from tahoe.model.training.two_views import Contrast, two_view_losses
 
 # Of all files of the model together, weights in float16: what the package may grow by.
 LARGEST_MODEL = 5.9e6

@@ -79,6 +79,10 @@ OWN = {
     "pl.evaluation": ["metrics"],
     "pl.label_transfer": ["groupby"],
     "pl.perturbation": ["key", "y", "x", "n_genes", "min_edited"],
+    "evaluate.cell_types": ["label_key", "groups", "batch_key", "layer", "use_raw", "n_folds", "seed"],
+    "evaluate.essentiality": ["matched", "layer", "n_folds", "seed"],
+    "evaluate.gene_sets": ["protocol", "layer", "seeds", "n_folds", "device"],
+    "evaluate.perturbation": ["perturbation_key", "context_key", "train", "layer", "max_cells", "seed"],
     "datasets.pbmc68k": [],
     "datasets.pbmc68k_reference": [],
     "build_reference": [
@@ -109,6 +113,10 @@ FIRST = {
     "load_reference": ["reference"],
     "tl.search": ["adata", "reference"],
     "tl.transfer_labels": ["adata", "reference"],
+    "evaluate.cell_types": ["adata", "use_rep"],
+    "evaluate.essentiality": ["adata", "use_rep", "labels"],
+    "evaluate.gene_sets": ["adata", "use_rep", "gmt"],
+    "evaluate.perturbation": ["true", "predicted", "control"],
     "pl.evaluation": ["table"],
     "pl.label_transfer": ["adata", "key"],
     "datasets.pbmc68k_reference": ["path"],
@@ -116,12 +124,13 @@ FIRST = {
 # What functions may have with several defaults: names of slots; and a mapping that is there is not made anew.
 VARYING = {"key", "key_added", "organism", "duplicates", "model", "mask_var", "source", "cells_per_shard"}
 VARYING |= {"genes", "kind", "drugs"}  # of a perturbation: combinations too, and kinds of its own
+VARYING |= {"use_rep"}  # an evaluation compares several
 
 
 def public_functions() -> dict[str, FunctionType]:
     """All functions that users call, by their names without ``tahoe.``."""
     found = {name: getattr(tahoe, name) for name in tahoe.__all__}
-    for room in ("pp", "tl", "pl", "get", "datasets"):
+    for room in ("pp", "tl", "pl", "get", "evaluate", "datasets"):
         found |= {f"{room}.{name}": getattr(found[room], name) for name in found[room].__all__}
     return {name: value for name, value in found.items() if isinstance(value, FunctionType)}
 

@@ -16,7 +16,7 @@ import torch
 
 from tahoe.model.tokens import tokenizer
 from tests._genes import test_mapping
-from tests._run import test_resumed_drugs, test_shards
+from tests._store import test_resumed_drugs, test_shards
 from tests.model import test_reference
 from tests.model.network import test_network
 from tests.model.tokens import test_edits, test_tokenizer
@@ -253,7 +253,7 @@ def _(batch, model, tokens, masked=None):
 
 @fault(
     "previous names and aliases change places",
-    "tahoe._genes.names.load_table",
+    "tahoe._genes.name_repair.load_table",
     test_mapping.test_hard_names_mean_what_the_sources_say,
     "previous",
 )
@@ -311,7 +311,7 @@ def _(tokenised, cell_batches, model):
 
 @fault(
     "a shard out of its place",
-    "tahoe._run.shards.Store.write",
+    "tahoe._store.shards.Store.write",
     test_shards.test_each_shard_stands_in_its_place,
     fixture("tmp_path"),
 )
@@ -321,7 +321,7 @@ def _(write, store, shard, vectors, n_genes):
 
 @fault(
     "a run goes on with other drugs",
-    "tahoe._run.embed_file._fingerprint",
+    "tahoe._store.embed_file._fingerprint",
     test_resumed_drugs.test_other_drugs_do_not_go_on,
     fixture("reference"),
     fixture("read_cells"),

@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, pd.DataFrame]:
     tables = {
         "cell lines by tissue": table_once(
             results / "tissues.csv",
-            lambda: tahoe.evaluate.cell_types(lines, "X_tahoe", label="OncotreeLineage"),
+            lambda: tahoe.evaluate.cell_types(lines, "X_tahoe", label_key="OncotreeLineage"),
         ),
         "essential genes": table_once(
             results / "essential.csv",

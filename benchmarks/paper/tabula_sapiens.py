@@ -60,7 +60,7 @@ def _evaluate(path: Path, options: object, model: list[tahoe.TahoeModel]) -> pd.
 
     adata.obsm["X_tahoe"] = array_once(options.results / f"{path.stem}.npy", vectors)
     groups = "donor_id" if adata.obs["donor_id"].nunique() > 1 else None
-    return tahoe.evaluate.cell_types(adata, "X_tahoe", label="cell_type", groups=groups, use_raw=use_raw)
+    return tahoe.evaluate.cell_types(adata, "X_tahoe", label_key="cell_type", groups=groups, use_raw=use_raw)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tahoe import datasets, errors, evaluate, get, model, pl, pp, tl
     from tahoe._reference.build import build_reference
     from tahoe._reference.reference import Reference, load_reference
-    from tahoe._run.embed_file import embed_file
+    from tahoe._store.embed_file import embed_file
     from tahoe.model import TahoeModel, load_model
 
 __version__ = version("tahoe-anndata")
@@ -33,7 +33,7 @@ _FROM = {
     "Reference": "tahoe._reference.reference",
     "TahoeModel": "tahoe.model",
     "build_reference": "tahoe._reference.build",
-    "embed_file": "tahoe._run.embed_file",
+    "embed_file": "tahoe._store.embed_file",
     "load_model": "tahoe.model",
     "load_reference": "tahoe._reference.reference",
 }

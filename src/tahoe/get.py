@@ -10,10 +10,10 @@ import pandas as pd
 from tahoe._cells.objects import check_adata
 from tahoe._cells.slots import row_of
 from tahoe._perturbation.results import SCORES, table_of
-from tahoe._run.inputs import check_at_least, choose_heads, choose_network_layers, read_inputs
+from tahoe._run.inputs import choose_numbers, read_inputs
 from tahoe._run.means import mean_of_heads, places_of
 from tahoe._run.parameters import document_parameters
-from tahoe.errors import InputError
+from tahoe.errors import InputError, check_at_least, listed
 
 if TYPE_CHECKING:
     import os
@@ -134,8 +134,9 @@ def attention(
         device=device,
         dtype=dtype,
     )
-    layers = choose_network_layers(network_layer, inputs.model.config.n_layers)
-    chosen = choose_heads(heads, inputs.model.config.n_heads)
+    config = inputs.model.config
+    layers = choose_numbers("network_layer", network_layer, config.n_layers, "layers")
+    chosen = choose_numbers("heads", heads, config.n_heads, "heads")
     of_layers: list[np.ndarray] = []
     inputs.model.observe(
         tokens, layers, lambda layer, cell, weights_HNN: of_layers.append(mean_of_heads(weights_HNN, chosen))
@@ -198,7 +199,7 @@ def perturbation(
     table = table_of(adata, key, group)
     sort_by = sort_by or next(name for name in SCORES if table[name].notna().any())
     if sort_by not in table:
-        message = f"sort_by={sort_by!r} is not a column of the table, which has {', '.join(map(repr, table))}"
+        message = f"sort_by={sort_by!r} is not a column of the table, which has {listed(table, most=30)}"
         raise InputError(message)
     if max_q is not None and table["q"].isna().all():
         message = f"max_q={max_q}, but there are no q-values; call tahoe.tl.perturb with replicate_key="

@@ -262,7 +262,7 @@ def test_a_run_that_was_interrupted_takes_its_columns_again(path, tmp_path, monk
             raise KeyboardInterrupt
         return write(self, shard, *arguments)
 
-    from tahoe._run.shards import Store
+    from tahoe._store.shards import Store
 
     write = Store.write
     monkeypatch.setattr(Store, "write", interrupted)
@@ -275,13 +275,13 @@ def test_a_run_that_was_interrupted_takes_its_columns_again(path, tmp_path, monk
 
 
 def test_an_unfinished_run_survives_a_later_one_that_cannot_write(path, tmp_path, monkeypatch):
-    from tahoe._run.shards import Store
+    from tahoe._store.shards import Store
 
     write = Store.write
     monkeypatch.setattr(Store, "write", lambda self, shard, *rest: write(self, shard, *rest) or interrupt())
     with pytest.raises(KeyboardInterrupt):
         tahoe.embed_file(path, tmp_path / "out.zarr", "demo", cells_per_shard=5)
-    monkeypatch.setattr("tahoe._run.shards.write_elem", lambda *_: 1 / 0)
+    monkeypatch.setattr("tahoe._store.shards.write_elem", lambda *_: 1 / 0)
     with pytest.raises(InputError, match="cannot be written"):
         tahoe.embed_file(path, tmp_path / "out.zarr", "demo", cells_per_shard=5, resume=True)
     assert (tmp_path / "out.zarr.partial" / "store" / "obsm" / "X_tahoe" / "c" / "0" / "0").is_file()

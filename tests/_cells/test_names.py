@@ -187,7 +187,7 @@ def test_names_and_columns_with_missing_values(cells, demo, truth, tmp_path, wri
     tahoe.tl.embed(adata, demo, max_length=100)
     np.testing.assert_array_equal(adata.obsm["X_tahoe"], truth.obsm["X_tahoe"])
     assert tahoe.get.gene_embeddings(adata, demo, cell="cell3", max_length=60).shape[0] > 10
-    with pytest.raises(InputError, match=r"did you mean 'cell11'"):
+    with pytest.raises(InputError, match=r"near: 'cell11'"):
         tahoe.get.gene_embeddings(adata, demo, cell="cell111")
     with pytest.raises(InputError, match=r"near: .*'gene 9"):
         tahoe.tl.attention(adata, demo, min_cells=1, genes=["gene  9"])

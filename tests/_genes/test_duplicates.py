@@ -84,7 +84,7 @@ def test_best_stays_the_rule(probes):
     tahoe.pp.map_genes(probes)
     assert probes.uns["tahoe_genes"]["duplicates"] == "best"
     assert (probes.var["tahoe_match"] == "duplicate").sum() == N_SPLIT + N_SPLIT // 2
-    with pytest.raises(InputError, match="duplicates='mean' is not known; it can be 'best' or 'sum'"):
+    with pytest.raises(InputError, match="duplicates='mean' is unknown; choose from 'best', 'sum'"):
         tahoe.pp.map_genes(probes, duplicates="mean")
 
 

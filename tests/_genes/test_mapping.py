@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tahoe._genes.mapping import MATCHES, check_coverage, map_genes, resolve
+from tahoe._genes.mapping import map_genes, resolve
+from tahoe._genes.report import check_coverage
+from tahoe._genes.table import MATCHES
 from tahoe.errors import GeneError, InputError, TahoeWarning
 
 DATA = Path(__file__).parents[1] / "data"

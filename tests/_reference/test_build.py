@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import tahoe
-from tahoe._reference.vectors import unit
+from tahoe._reference.embeddings import unit
 from tahoe.errors import InputError, ModelError, TahoeWarning
 
 if TYPE_CHECKING:
@@ -76,13 +76,13 @@ def test_missing_vectors_and_labels(cells, tmp_path):
     cells.obsm["X_tahoe"][[3, 7]] = np.nan
     cells.obs["type"] = cells.obs["type"].astype("category")
     cells.obs.iloc[[1, 2], 0] = np.nan
-    with pytest.warns(TahoeWarning, match="2 of 300 cells have no vector"):
+    with pytest.warns(TahoeWarning, match="2 of 300 cells have no embedding"):
         built = tahoe.build_reference(cells, tmp_path / "atlas", obs_keys="type")
     assert (built.codes("type")[[1, 2]] == -1).all()
     assert built.obs([1])["type"].isna().all()
     rows, _ = built.nearest(unit(cells.obsm["X_tahoe"]), 298)
     assert not np.isin(rows, [3, 7]).any()
-    with pytest.raises(InputError, match=r"k=299.*298 cells with a vector"):
+    with pytest.raises(InputError, match=r"k=299.*298 cells with an embedding"):
         built.nearest(unit(cells.obsm["X_tahoe"]), 299)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import tahoe
 from tahoe._reference import index
-from tahoe._reference.vectors import unit
+from tahoe._reference.embeddings import unit
 from tahoe.errors import InputError
 
 KEYS = {"obs_keys": "type", "cells_per_shard": 700}

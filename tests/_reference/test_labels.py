@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tahoe._reference.embeddings import Embeddings, unit
 from tahoe._reference.exact import nearest
 from tahoe._reference.held_back import OF_EACH_LABEL, hold_back
 from tahoe._reference.labels import Calibration, label_shares, share_above, vote, weights_of
-from tahoe._reference.vectors import Vectors, unit
 
 
 def test_weights_have_no_scale():
@@ -56,13 +56,13 @@ def drawn():
 @pytest.fixture(scope="module")
 def calibrated(drawn):
     vectors, codes, _, _ = drawn
-    held_back = hold_back(Vectors([vectors]), [codes], None, 1500, 0)
+    held_back = hold_back(Embeddings([vectors]), [codes], None, 1500, 0)
     return held_back, Calibration.of(held_back, codes, 5, 30)
 
 
 def told(drawn, calibration, alpha, vectors=None):
     reference, codes, others, _ = drawn
-    rows, distances = nearest(others if vectors is None else vectors, Vectors([reference]), 30)
+    rows, distances = nearest(others if vectors is None else vectors, Embeddings([reference]), 30)
     return calibration.labels(rows, distances, distances[:, -1], codes, alpha)
 
 
@@ -97,7 +97,7 @@ def test_novelty(drawn, calibrated):
 def test_novelty_by_hand(drawn, calibrated):
     held_back, calibration = calibrated
     labels, codes = told(drawn, calibration, 0.05), drawn[1]
-    rows, distances = nearest(drawn[2][:1], Vectors([drawn[0]]), 30)
+    rows, distances = nearest(drawn[2][:1], Embeddings([drawn[0]]), 30)
     known = held_back.distances[codes[held_back.rows] == labels.codes[0], 29]
     assert labels.novelty_p[0] == (1 + (known >= distances[0, -1]).sum()) / (1 + len(known))
 
@@ -105,16 +105,16 @@ def test_novelty_by_hand(drawn, calibrated):
 def test_who_is_held_back(drawn):
     vectors, codes, _, _ = drawn
     donors = np.random.default_rng(1).integers(0, 4, 3000)
-    held_back = hold_back(Vectors([vectors]), [codes], donors, 200, 0)
+    held_back = hold_back(Embeddings([vectors]), [codes], donors, 200, 0)
     assert held_back.is_sample.sum() == 200
     assert (np.bincount(codes[held_back.rows]) >= OF_EACH_LABEL).all()
     assert not (donors[held_back.neighbors] == donors[held_back.rows][:, None]).any()
-    again = hold_back(Vectors([vectors]), [codes], donors, 200, 0)
+    again = hold_back(Embeddings([vectors]), [codes], donors, 200, 0)
     np.testing.assert_array_equal(again.rows, held_back.rows)
 
 
 def test_without_held_back_cells_nothing_is_promised(drawn):
-    held_back = hold_back(Vectors([drawn[0][:30]]), [np.full(30, -1)], None, 10, 0)
+    held_back = hold_back(Embeddings([drawn[0][:30]]), [np.full(30, -1)], None, 10, 0)
     calibration = Calibration.of(held_back, np.full(30, -1), 2, 5)
     assert calibration.n_sample == 0
     assert calibration.threshold(0.05) == 1

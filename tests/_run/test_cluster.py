@@ -192,7 +192,7 @@ def test_a_file_is_embedded_by_the_workers(client, file, model, truth, tmp_path)
 
 
 def test_what_the_shards_share_is_sent_once(client, file, model, tmp_path, monkeypatch):
-    from tahoe._run.embed_file import Work
+    from tahoe._store.embed_file import Work
 
     pickled = []
     monkeypatch.setattr(Work, "__getstate__", lambda self: pickled.append(self) or self.__dict__, raising=False)

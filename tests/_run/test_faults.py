@@ -95,7 +95,7 @@ def test_ctrl_c_at_the_command_line_leaves_finished_shards(folder, tmp_path):
     code = (
         "import os, signal, sys, tahoe, torch\n"
         "torch.set_num_threads(1)  # as the tests have it\n"
-        "from tahoe._run.shards import Store\n"
+        "from tahoe._store.shards import Store\n"
         "write, done = Store.write, []\n"
         "def and_stop(self, *arguments):\n"
         "    write(self, *arguments)\n"

@@ -63,7 +63,7 @@ def test_wrong_files_are_told(benchmark, tmp_path):
 
 
 def test_msigdb(benchmark, tmp_path, monkeypatch, capsys):
-    from tahoe.evaluate import _mlp
+    from tahoe._scores import mlp as _mlp
 
     monkeypatch.setattr(_mlp, "CONFIGURATIONS", _mlp.CONFIGURATIONS[:2])
     monkeypatch.setattr(_mlp, "MOST_EPOCHS", 3)

@@ -21,7 +21,7 @@ def path(tmp_path_factory):
 
 def test_it_writes_a_table_and_a_picture(path, tmp_path, capsys):
     folder = tmp_path / "new" / "report"
-    command = ["-q", "evaluate", str(path), "--label", "type", "--rep", "X_a", "X_b", "-o", str(folder)]
+    command = ["-q", "evaluate", str(path), "--label-key", "type", "--rep", "X_a", "X_b", "-o", str(folder)]
     assert cli.main(command) == 0
     printed = capsys.readouterr().out
     assert "PCA of log counts" in printed
@@ -32,9 +32,9 @@ def test_it_writes_a_table_and_a_picture(path, tmp_path, capsys):
 
 def test_a_wrong_call_leaves_nothing(path, tmp_path, capsys):
     folder = tmp_path / "report"
-    assert cli.main(["evaluate", str(path), "--label", "typ", "--rep", "X_a", "-o", str(folder)]) == 1
+    assert cli.main(["evaluate", str(path), "--label-key", "typ", "--rep", "X_a", "-o", str(folder)]) == 1
     assert "'type'" in capsys.readouterr().err
     assert not folder.exists()
     folder.write_text("")
-    assert cli.main(["evaluate", str(path), "--label", "type", "--rep", "X_a", "-o", str(folder)]) == 1
+    assert cli.main(["evaluate", str(path), "--label-key", "type", "--rep", "X_a", "-o", str(folder)]) == 1
     assert "this is a file" in capsys.readouterr().err

@@ -150,7 +150,7 @@ def test_like_refuses_other_weights(cells, tiny, tmp_path, capsys):
 
 
 def test_resume(cells, vectors, tmp_path, monkeypatch, capsys):
-    from tahoe._run.shards import Store
+    from tahoe._store.shards import Store
 
     output, written = tmp_path / "out.zarr", Store.write
 
@@ -232,7 +232,11 @@ def test_info_of_a_model_that_is_not_there_downloads_nothing(tmp_path, capsys, m
         (["embed", "CELLS", "-o", "out.zarr", "--workers", "2", "--scheduler", "x"], 1, "pass only one of them"),
         (["embed", "--like", "CELLS", "-o", "out.zarr"], 1, "no embedding with provenance"),
         (["map-genes", "nothing.h5ad"], 1, "does not exist"),
-        (["map-genes", "CELLS", "-o", "no/where.csv"], 1, "--output no/where.csv cannot be written"),
+        (
+            ["map-genes", "CELLS", "-o", "no/where.csv"],
+            1,
+            "'no/where.csv' is to be in a folder that does not",
+        ),
         (["download", "7b"], 2, "is not one of"),
         (["info", "nothing"], 1, "does not exist"),
         (["nothing"], 2, "No such command"),

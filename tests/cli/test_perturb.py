@@ -31,7 +31,7 @@ def test_a_table_is_written(source, tmp_path, capsys):
     [
         (["--genes", "CD3X"], "genes=['CD3X']: not among the genes of the model"),
         (["--goal", "bulk_labels", "nobody", "else"], "has no 'nobody'"),
-        (["-o", "no/genes.csv"], "does not exist; make it first"),
+        (["-o", "no/genes.csv"], "is to be in a folder that does not exist"),
     ],
 )
 def test_errors_are_one_line_and_leave_nothing(source, tmp_path, capsys, options, told):

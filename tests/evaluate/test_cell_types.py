@@ -18,9 +18,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import tahoe
+from tahoe._scores import baselines as _baselines
+from tahoe._scores import clusters as _clusters
+from tahoe._scores import neighbors as _neighbors
+from tahoe._scores.folds import make_folds
 from tahoe.errors import InputError, TahoeWarning
-from tahoe.evaluate import _baselines, _clusters, _neighbors
-from tahoe.evaluate._folds import make_folds
 
 BASELINES = {"PCA of log counts", "total counts", "random", "majority class"}
 CLASSIFIERS = ("kNN", "logistic regression", "random forest")
@@ -53,7 +55,7 @@ def cells() -> anndata.AnnData:
 
 @pytest.fixture(scope="module")
 def table(cells) -> pd.DataFrame:
-    return tahoe.evaluate.cell_types(cells, "X_good", label="type", groups="donor", batch="donor")
+    return tahoe.evaluate.cell_types(cells, "X_good", label_key="type", groups="donor", batch_key="donor")
 
 
 def value(table: pd.DataFrame, metric: str, representation: str = "X_good") -> float:
@@ -70,7 +72,7 @@ def test_baselines_are_always_there(table):
 
 def test_the_same_seed_gives_the_same_bits(cells, table):
     before = cells.copy()
-    again = tahoe.evaluate.cell_types(cells, "X_good", label="type", groups="donor", batch="donor")
+    again = tahoe.evaluate.cell_types(cells, "X_good", label_key="type", groups="donor", batch_key="donor")
     pd.testing.assert_frame_equal(table, again, check_exact=True)
     assert list(cells.obsm) == list(before.obsm)
     assert not cells.uns
@@ -78,7 +80,7 @@ def test_the_same_seed_gives_the_same_bits(cells, table):
 
 
 def test_classifiers_against_scikit_learn(cells):
-    ours = tahoe.evaluate.cell_types(cells, "X_good", label="type", seed=3)
+    ours = tahoe.evaluate.cell_types(cells, "X_good", label_key="type", seed=3)
     folds = StratifiedKFold(5, shuffle=True, random_state=3)
     theirs = {
         "kNN": KNeighborsClassifier(15),
@@ -138,7 +140,7 @@ def test_well_mixed_batches_have_a_high_ilisi():
     cells = make_cells(400)
     cells.obs["batch"] = random.choice(["a", "b"], 400)
     cells.obsm["X_apart"] = cells.obsm["X_good"] + 50 * (cells.obs["batch"] == "a").to_numpy()[:, None]
-    table = tahoe.evaluate.cell_types(cells, ["X_good", "X_apart"], label="type", batch="batch")
+    table = tahoe.evaluate.cell_types(cells, ["X_good", "X_apart"], label_key="type", batch_key="batch")
     assert value(table, "iLISI") > 0.8
     assert value(table, "iLISI", "X_apart") == pytest.approx(0, abs=1e-6)
 
@@ -182,7 +184,7 @@ def test_the_principal_components_are_those_of_scanpy(cells):
 def test_without_igraph_the_rest_is_there(cells, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.warns(TahoeWarning, match="igraph"):
-        table = tahoe.evaluate.cell_types(cells, "X_good", label="type")
+        table = tahoe.evaluate.cell_types(cells, "X_good", label_key="type")
     assert np.isnan(value(table, "ARI"))
     assert value(table, "kNN accuracy") > 0.8
 
@@ -213,7 +215,7 @@ def test_cells_without_a_label_are_left_out_aloud(cells):
     some.obs["type"] = some.obs["type"].where(np.arange(120) >= 20)
     some.obsm["X_good"][:20] = np.nan  # of no account
     with pytest.warns(TahoeWarning, match="missing for 20 of 120"):
-        table = tahoe.evaluate.cell_types(some, "X_good", label="type")
+        table = tahoe.evaluate.cell_types(some, "X_good", label_key="type")
     assert (table["n"] == 100).all()
 
 
@@ -221,7 +223,7 @@ def test_log_normalised_values_are_told(cells):
     some = cells.copy()
     some.X = some.X.log1p()
     with pytest.warns(TahoeWarning, match="log-normalised"):
-        tahoe.evaluate.cell_types(some, "X_good", label="type")
+        tahoe.evaluate.cell_types(some, "X_good", label_key="type")
 
 
 def test_a_type_of_one_donor_is_told(cells):
@@ -229,7 +231,7 @@ def test_a_type_of_one_donor_is_told(cells):
     rare = (some.obs["donor"] == "d0") & (some.obs["type"] == "t0")
     some.obs.loc[rare, "type"] = "rare"
     with pytest.warns(TahoeWarning, match="rare"):
-        tahoe.evaluate.cell_types(some, "X_good", label="type", groups="donor")
+        tahoe.evaluate.cell_types(some, "X_good", label_key="type", groups="donor")
 
 
 def broken(cells: anndata.AnnData) -> anndata.AnnData:
@@ -248,21 +250,21 @@ def broken(cells: anndata.AnnData) -> anndata.AnnData:
 @pytest.mark.parametrize(
     ("use_rep", "options", "told"),
     [
-        ("X_good", {"label": "one"}, r"obs\['one'\] has one value"),
-        ("X_good", {"label": "tpye"}, "near|not a column"),
-        ("X_good", {"label": "type", "groups": "one"}, "has one group"),
-        ("X_good", {"label": "type", "groups": "with_type"}, "cannot be told apart"),
-        ("X_good", {"label": "type", "groups": "gaps"}, "missing for 4 labelled cells"),
-        ("X_good", {"label": "type", "batch": "one"}, "nothing to mix"),
-        ("X_nan", {"label": "type"}, r"obsm\['X_nan'\] has NaN or infinite values in 1 of 120 rows, first in '7'"),
-        ("X_god", {"label": "type"}, r"obsm\['X_god'\] does not exist.*X_good"),
-        ("random", {"label": "type"}, "name of a baseline"),
-        (["X_good", "X_good"], {"label": "type"}, "twice"),
-        ([], {"label": "type"}, "one or more"),
-        ("X_text", {"label": "type"}, "matrix of numbers"),
-        ("X_good", {"label": "type", "layer": "scaled"}, "negative"),
-        ("X_good", {"label": "type", "n_folds": 1}, "n_folds=1"),
-        ("X_good", {"label": "type", "n_folds": 50}, "fewer rows than n_folds=50"),
+        ("X_good", {"label_key": "one"}, r"obs\['one'\] has one value"),
+        ("X_good", {"label_key": "tpye"}, "near|not a column"),
+        ("X_good", {"label_key": "type", "groups": "one"}, "has one group"),
+        ("X_good", {"label_key": "type", "groups": "with_type"}, "cannot be told apart"),
+        ("X_good", {"label_key": "type", "groups": "gaps"}, "missing for 4 labelled cells"),
+        ("X_good", {"label_key": "type", "batch_key": "one"}, "nothing to mix"),
+        ("X_nan", {"label_key": "type"}, r"obsm\['X_nan'\] has NaN or infinite values in 1 of 120 rows, first in '7'"),
+        ("X_god", {"label_key": "type"}, r"obsm\['X_god'\] does not exist.*X_good"),
+        ("random", {"label_key": "type"}, "name of a baseline"),
+        (["X_good", "X_good"], {"label_key": "type"}, "twice"),
+        ([], {"label_key": "type"}, "one or more"),
+        ("X_text", {"label_key": "type"}, "matrix of numbers"),
+        ("X_good", {"label_key": "type", "layer": "scaled"}, "negative"),
+        ("X_good", {"label_key": "type", "n_folds": 1}, "n_folds=1"),
+        ("X_good", {"label_key": "type", "n_folds": 50}, "fewer rows than n_folds=50"),
     ],
 )
 def test_bad_input(cells, use_rep, options, told):

@@ -15,8 +15,9 @@ from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 
 import tahoe
+from tahoe._scores import mlp as _mlp
 from tahoe.errors import InputError, TahoeWarning
-from tahoe.evaluate import _gene_sets, _mlp
+from tahoe.evaluate import _gene_sets
 from tahoe.evaluate._essentiality import CALIPER, matched_pairs
 from tahoe.evaluate._gene_inputs import family
 
@@ -146,7 +147,7 @@ def test_folds_never_share_a_family(families, seed):
 
 
 def test_genes_without_a_vector_are_left_out_of_all_rows_aloud(cells, sets):
-    with pytest.warns(TahoeWarning, match="have no vector"):
+    with pytest.warns(TahoeWarning, match="are missing in one of"):
         table = tahoe.evaluate.gene_sets(cells, ["good", "gaps"], sets, protocol="grouped")
     assert table["n"].nunique() == 1
     whole = tahoe.evaluate.gene_sets(cells, "good", sets, protocol="grouped")
@@ -220,7 +221,7 @@ def test_pairs_are_near_and_no_gene_is_used_twice(n, seed):
         ("broken", "SETS", {}, "single NaN"),
         ("absent", "SETS", {}, "does not exist"),
         ("random", "SETS", {}, "name of a baseline"),
-        ("good", {"a": ["CD3D", "CD3E", "LYZ"]}, {}, "genes are in a set and have vectors; at least 40"),
+        ("good", {"a": ["CD3D", "CD3E", "LYZ"]}, {}, "genes are in a set and have embeddings; at least 40"),
     ],
 )
 def test_bad_gene_sets(cells, sets, use_rep, gmt, options, told):

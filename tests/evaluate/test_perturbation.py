@@ -12,10 +12,10 @@ from scipy.spatial.distance import cdist
 from scipy.stats import pearsonr, spearmanr
 
 import tahoe
+from tahoe._scores.permutation import p_value, pairing_p_value
+from tahoe._scores.shifts import energy_distances
 from tahoe.errors import InputError, TahoeWarning
-from tahoe.evaluate._permutation import p_value, pairing_p_value
 from tahoe.evaluate._perturbation import discrimination
-from tahoe.evaluate._shifts import energy_distances
 
 GENES = [f"g{i}" for i in range(30)]
 BASELINES = ["control mean", "perturbation mean", "linear"]

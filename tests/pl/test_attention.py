@@ -85,12 +85,12 @@ def test_two_columns_of_one_name_are_two_genes(cells):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "graph"}, "kind='graph' is unknown; choose 'heatmap' or 'network'"),
+        ({"kind": "graph"}, "kind='graph' is unknown; choose from 'heatmap', 'network'"),
         ({"genes": ["CD7x"]}, r"genes=\['CD7x'\]: not in adata.var_names"),
         ({"genes": ["CD74"]}, "no attention between these genes"),
         ({"key": "nothing"}, r"varp\['nothing'\] does not exist; call tahoe.tl.attention\(adata\) first"),
         ({"key": "by_kind"}, "has 2 groups; pass group="),
-        ({"key": "by_kind", "group": "b"}, "group='b' is not among the groups"),
+        ({"key": "by_kind", "group": "b"}, "group='b' is not a group of"),
         ({"n_pairs": 0}, "n_pairs=0"),
     ],
 )

@@ -55,7 +55,7 @@ def test_axes_of_the_user(screened):
     [
         ({"key": "nothing"}, r"uns\['nothing'\] has no table"),
         ({"key": "sizes"}, "has 3 groups; pass group="),
-        ({"key": "sizes", "group": "G3"}, "group='G3' is not among the 3 groups"),
+        ({"key": "sizes", "group": "G3"}, "group='G3' is not a group of"),
         ({"y": "height"}, "y='height' cannot be drawn"),
         ({"y": "away"}, "y='away' cannot be drawn"),
         ({"x": "height"}, "x='height' cannot be drawn"),

@@ -89,7 +89,7 @@ def test_without_context(tiny, full_cells):
         ({"groupby": "alike"}, r"groups of obs\['alike'\] have the same name, or differ only by"),
         ({"groupby": "kind", "context": False}, "with context=False the embeddings are the same in all cells"),
         ({"groupby": "kind", "context": "all"}, "with context='all' the embeddings are the same in all cells"),
-        ({"context": "some"}, "context='some'; it must be"),
+        ({"context": "some"}, "context='some' is unknown; choose from True"),
         ({"layer": "nothing"}, "does not exist"),
     ],
 )

@@ -221,7 +221,7 @@ def test_an_interrupt_leaves_everything_as_it_was(tiny, cells, monkeypatch):
         ({"genes": "vocabulary"}, "goes with kind='activate'"),
         ({"kind": "knockout"}, "kind='knockout' is unknown; choose from 'delete'"),
         ({"method": "fast"}, "method='fast' is unknown"),
-        ({"goal": ("stat", "a", "b")}, r"'stat' is not a column of adata.obs \(near: 'state'"),
+        ({"goal": ("stat", "a", "b")}, "the column of goal='stat' is not a column of adata.obs, which has 'state'"),
         ({"goal": "state"}, "it must be a column of adata.obs and two of its values"),
         ({"goal": ("state", "a", "bb")}, r"obs\['state'\] has no 'bb' \(near: 'b'"),
         ({"goal": ("state", "a", "a")}, "the states must differ"),

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 
 from tahoe._cells.matrix import NO_REMEDY, choose_matrix, one_column
-from tahoe._genes.mapping import FEW_GENES, gene_columns
-from tahoe.errors import GeneError, InputError, warn
+from tahoe._genes.columns import gene_columns
+from tahoe._genes.report import FEW_GENES
+from tahoe.errors import GeneError, InputError, listed, warn
 
 if TYPE_CHECKING:
     from scipy import sparse
@@ -37,8 +38,7 @@ def selected_genes(matrix: Matrix, mask_var: str | np.ndarray | None) -> np.ndar
     if mask_var is None:
         return np.ones(n_genes, dtype=bool)
     if isinstance(mask_var, str) and mask_var not in matrix.var:
-        present = ", ".join(map(repr, matrix.var)) or "no column"
-        message = f"mask_var={mask_var!r} is not a column of var, which has {present}"
+        message = f"mask_var={mask_var!r} is not a column of var, which has {listed(matrix.var)}"
         raise InputError(message)
     name = f"var[{mask_var!r}]" if isinstance(mask_var, str) else "mask_var"
     given = one_column(matrix.var, mask_var, "var") if isinstance(mask_var, str) else mask_var

@@ -1,4 +1,4 @@
-"""A file of cells, read by rows: no more of it is in memory than what was asked for."""
+"""A file of cells, read by rows: no more of it is in memory than what is used."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class CellFile:
-    """An AnnData in a file: attributes of the same names, read when they are asked for; made by `open_source`.
+    """An AnnData in a file: attributes of the same names, read at their first use; made by `open_source`.
 
     A real AnnData over the file would hold the names of all cells, which may be a hundred million.
     """
@@ -149,7 +149,7 @@ def absolute(path: str) -> str:
 
 
 def identity(path: str) -> dict[str, Any]:
-    """Size and time of change of a file, or of all files of a store; empty where they cannot be told."""
+    """Size and time of change of a file, or of all files of a store; empty where they are not known."""
     place = Path(path)
     if not place.exists():
         return {}

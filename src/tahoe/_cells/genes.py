@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tahoe._cells.matrix import one_column
-from tahoe._genes.mapping import are_genes, gene_columns, map_genes, non_negative_totals, prefer_model_ids
+from tahoe._genes.columns import gene_columns
+from tahoe._genes.mapping import are_genes, map_genes, prefer_model_ids
+from tahoe._genes.report import non_negative_totals
 from tahoe.errors import GeneError, InputError, warn
 
 if TYPE_CHECKING:
@@ -25,11 +27,11 @@ MAX_GENES = 200_000
 
 def organism_of(adata: AnnData) -> str:
     """Whose genes the columns are, as far as an earlier mapping tells."""
-    return _asked_earlier(adata, "organism", "human")
+    return _earlier_setting(adata, "organism", "human")
 
 
-def _asked_earlier(adata: AnnData, name: str, default: str) -> str:
-    """What an earlier mapping was asked for."""
+def _earlier_setting(adata: AnnData, name: str, default: str) -> str:
+    """What an earlier mapping was made with."""
     report = adata.uns.get("tahoe_genes")
     return report.get(name, default) if isinstance(report, Mapping) else default
 
@@ -62,17 +64,18 @@ def mapped_genes(
     A mapping that is there is taken, unless `how` asks for another by ``gene_key``, ``organism`` or ``duplicates``.
     Only the `used` columns must be mapped in it, and they keep a gene before the others in a new one.
     """
-    asked = {name: value for name, value in how.items() if value is not None}
-    if "tahoe_gene" in matrix.var and not asked:
+    requested = {name: value for name, value in how.items() if value is not None}
+    if "tahoe_gene" in matrix.var and not requested:
         try:
             return *_genes_as_mapped(matrix.var, used), None
         except InputError:
             if matrix.slot.kind != "raw":  # which no call maps again
                 raise
     totals = matrix.totals if non_negative_totals(matrix.totals) is not None else np.where(used, matrix.totals, 0)
-    asked = {"organism": organism_of(adata), "duplicates": _asked_earlier(adata, "duplicates", "best"), **asked}
-    with hint_if_transposed(adata, asked["organism"]):
-        mapping = map_genes(matrix.var, totals, **asked, preferred=used)
+    earlier = {"organism": organism_of(adata), "duplicates": _earlier_setting(adata, "duplicates", "best")}
+    requested = earlier | requested
+    with hint_if_transposed(adata, requested["organism"]):
+        mapping = map_genes(matrix.var, totals, **requested, preferred=used)
     mapping.report["counts_from"] = str(matrix.slot)
     if mapping.report["contradiction"]:
         warn(mapping.report["contradiction"])
@@ -87,7 +90,7 @@ def genes_of_model(
     if mapping is not None:
         match, key = mapping.match, mapping.report["gene_key"]
     else:
-        key = _asked_earlier(adata, "gene_key", "var_names")
+        key = _earlier_setting(adata, "gene_key", "var_names")
         # without it the mapping is the user's own, and taken as it is
         match = matrix.var.get("tahoe_match", None)
     names = matrix.var.index if key == "var_names" else matrix.var.get(key, None)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from tahoe._cells.rows import BLOCK_CELLS, by_rows, in_file, is_lazy, row_blocks
 from tahoe._cells.sparse_checks import explain_read_errors
-from tahoe.errors import InputError
+from tahoe.errors import InputError, similar_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -155,8 +155,7 @@ def choose_matrix(adata: AnnData, *, layer: str | None = None, use_raw: bool = F
         message = f"layer={layer!r} and use_raw=True point to two matrices; pass only one of them"
         raise InputError(message)
     if layer is not None and layer not in adata.layers:
-        present = ", ".join(map(repr, named_layers(adata))) or "none"
-        message = f"layers[{layer!r}] does not exist; adata.layers has {present}"
+        message = f"layers[{layer!r}] does not exist; adata.layers has {similar_names(layer, named_layers(adata))}"
         raise InputError(message)
     if use_raw and adata.raw is None:
         message = "use_raw=True, but adata.raw is None; omit use_raw to use adata.X"

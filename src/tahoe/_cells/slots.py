@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from tahoe._cells.matrix import in_memory, one_column
-from tahoe.errors import InputError
+from tahoe.errors import InputError, similar_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,22 +18,29 @@ if TYPE_CHECKING:
     from tahoe._genes.mapping import GeneMapping
 
 
-def groups_of(adata: AnnData, groupby: str | None) -> tuple[np.ndarray, list[str]]:
+def groups_of(adata: AnnData, groupby: str | None, argument: str = "groupby") -> tuple[np.ndarray, list[str]]:
     """Number of each cell's group, and the names of the groups; without `groupby`, one group of all cells."""
     if groupby is None:
         return np.zeros(adata.n_obs, dtype=np.int64), ["all"]
-    if groupby not in adata.obs:
-        message = f"groupby={groupby!r} is not a column of adata.obs, which has {_listed(adata.obs.columns)}"
-        raise InputError(message)
-    column = column_of(adata, groupby).astype("category").cat.remove_unused_categories()
+    column = column_of(adata, groupby, argument).astype("category").cat.remove_unused_categories()
     if column.isna().any():
         message = f"obs[{groupby!r}] is missing for {column.isna().sum()} cells; fill it in, or leave these cells out"
         raise InputError(message)
     return column.cat.codes.to_numpy(dtype=np.int64), [str(name) for name in column.cat.categories]
 
 
-def column_of(adata: AnnData, key: str) -> pd.Series:
-    """A column of ``adata.obs``, also that of a lazy AnnData."""
+def column_of(adata: AnnData, key: str, argument: str) -> pd.Series:
+    """A column of ``adata.obs``, also that of a lazy AnnData; the argument that names it is for the error.
+
+    Raises
+    ------
+    tahoe.errors.InputError
+        If there is none.
+    """
+    if key not in adata.obs:
+        present = similar_names(key, adata.obs.columns, most=8)
+        message = f"{argument}={key!r} is not a column of adata.obs, which has {present}"
+        raise InputError(message)
     obs = adata.obs if isinstance(adata.obs, pd.DataFrame) else in_memory(adata.obs[[key]])
     column = one_column(obs, key, "obs")
     if isinstance(column.dtype, np.dtype) and not column.dtype.isnative:  # pandas groups no other byte order
@@ -52,24 +58,21 @@ def columns_of(adata: AnnData, genes: Sequence[str] | None) -> np.ndarray:
     genes = [genes] if isinstance(genes, str) else list(genes)
     unknown = [gene for gene in genes if gene not in adata.var_names]
     if unknown or not genes:
-        near = difflib.get_close_matches(str(unknown[0]), adata.var_names.dropna(), n=3) if unknown else []
-        message = f"genes={unknown[:5] or genes}: not in adata.var_names (near: {_listed(near)})"
+        near = similar_names(unknown[0], adata.var_names.dropna()) if unknown else "none"
+        message = f"genes={unknown[:5] or genes}: not in adata.var_names (near: {near})"
         raise InputError(message)
     return np.flatnonzero(adata.var_names.isin(genes))
 
 
 def drugs_of(adata: AnnData, drug_key: str, known: Mapping[str, int]) -> np.ndarray:
     """Id of each cell's drug, 0 where the column has a missing value."""
-    if drug_key not in adata.obs:
-        message = f"drug_key={drug_key!r} is not a column of adata.obs, which has {_listed(adata.obs.columns)}"
-        raise InputError(message)
-    column = column_of(adata, drug_key)
+    column = column_of(adata, drug_key, "drug_key")
     ids = np.zeros(adata.n_obs, dtype=np.int64)
     present = column.notna().to_numpy()
     names = column[present].astype(str)
     unknown = [name for name in names.unique() if name not in known]
     if unknown:
-        near = [f"{name!r} (near: {_listed(difflib.get_close_matches(name, known, n=3))})" for name in unknown[:5]]
+        near = [f"{name!r} (near: {similar_names(name, known)})" for name in unknown[:5]]
         message = f"obs[{drug_key!r}] has {len(unknown)} drugs that the model does not know: {', '.join(near)}"
         raise InputError(message)
     ids[present] = names.map(known).to_numpy(dtype=np.int64)
@@ -81,8 +84,7 @@ def row_of(adata: AnnData, cell: str | int) -> int:
     if isinstance(cell, str):
         rows = np.flatnonzero(adata.obs_names.isin([cell]))  # a comparison would fail on a missing name
         if len(rows) != 1:
-            near = difflib.get_close_matches(cell, adata.obs_names.dropna(), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near and not len(rows) else ""
+            hint = "" if len(rows) else f" (near: {similar_names(cell, adata.obs_names.dropna())})"
             message = f"cell={cell!r} is the name of {len(rows)} cells in adata.obs_names{hint}"
             raise InputError(message)
         return int(rows[0])
@@ -130,28 +132,12 @@ def slot_names(key: str, groups: Sequence[str], groupby: str | None, *, taken: s
     return names
 
 
-def write(
-    adata: AnnData,
-    *,
-    obs: Mapping[str, Any] | None = None,
-    var: Mapping[str, Any] | None = None,
-    obsm: Mapping[str, Any] | None = None,
-    varm: Mapping[str, Any] | None = None,
-    varp: Mapping[str, Any] | None = None,
-    layers: Mapping[str, Any] | None = None,
-    uns: Mapping[str, Any] | None = None,
-    mapping: GeneMapping | None = None,
-) -> None:
-    """Write finished results. Called last by every verb, so that an error before leaves `adata` as it was."""
+def write(adata: AnnData, *, mapping: GeneMapping | None = None, **slots: Mapping[str, Any] | None) -> None:
+    """Write finished results, by slot. Called last by every verb, so that an error before leaves `adata` as it was."""
     if mapping is not None:
         adata.var["tahoe_gene"] = mapping.gene
         adata.var["tahoe_match"] = mapping.match
         adata.uns["tahoe_genes"] = mapping.report
-    slots = {"obs": obs, "var": var, "obsm": obsm, "varm": varm, "varp": varp, "layers": layers, "uns": uns}
     for name, content in slots.items():
         for key, value in (content or {}).items():
             getattr(adata, name)[key] = value
-
-
-def _listed(names: Any) -> str:
-    return ", ".join(map(repr, names)) or "none"

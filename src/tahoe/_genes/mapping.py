@@ -11,34 +11,13 @@ import pandas as pd
 
 from tahoe._genes.clean import as_text
 from tahoe._genes.columns import gene_columns
-from tahoe._genes.names import Resolved, find_id, resolve_names
-from tahoe._genes.report import (
-    FEW_GENES,
-    check_coverage,
-    describe,
-    in_released_vocabulary,
-    non_negative_totals,
-    refuse_unknown,
-)
+from tahoe._genes.name_repair import Resolved, find_id, resolve_names
+from tahoe._genes.report import describe, non_negative_totals, refuse_unknown
 from tahoe._genes.table import AMBIGUOUS, DUPLICATE, ENSEMBL, MATCHES, MODALITY, SUMMED, load_table
-from tahoe.errors import GeneError, InputError
+from tahoe.errors import GeneError, InputError, check_choice, listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container
-
-__all__ = [
-    "FEW_GENES",
-    "MATCHES",
-    "GeneMapping",
-    "are_genes",
-    "check_coverage",
-    "gene_columns",
-    "in_released_vocabulary",
-    "map_genes",
-    "prefer_model_ids",
-    "resolve",
-    "non_negative_totals",
-]
 
 ORGANISMS = ("human", "mouse")
 DUPLICATES = ("best", "sum")
@@ -160,15 +139,9 @@ def are_genes(names: Any, organism: str) -> bool:
 
 
 def _check_arguments(var: pd.DataFrame, gene_key: str | None, organism: str, duplicates: str) -> None:
-    if duplicates not in DUPLICATES:
-        message = f"duplicates={duplicates!r} is not known; it can be {' or '.join(map(repr, DUPLICATES))}"
-        raise InputError(message)
-    if organism not in ORGANISMS:
-        message = f"organism={organism!r} is not known; it can be {' or '.join(map(repr, ORGANISMS))}"
-        raise InputError(message)
+    check_choice(duplicates=(duplicates, DUPLICATES), organism=(organism, ORGANISMS))
     if gene_key is not None and gene_key not in (*var.columns, "var_names"):
-        columns = ", ".join(map(repr, var.columns)) or "none"
-        message = f"gene_key={gene_key!r} is not a column of adata.var, which has: {columns}. None picks the best."
+        message = f"gene_key={gene_key!r} is not a column of adata.var, which has {listed(var)}. None picks the best."
         raise InputError(message)
     if gene_key is not None and var.columns.tolist().count(gene_key) > 1:
         message = f"gene_key={gene_key!r} is the name of several columns of adata.var; rename or drop all but one"

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """What is asked of each cell."""
+    """What is to be found out about each cell."""
 
     kind: str
     """``"delete"``, ``"maximum"``, ``"activate"`` or ``"drug"``."""
@@ -35,23 +35,23 @@ class Question:
     """Unit of each cell."""
     n_units: int
     directions_UJD: np.ndarray | None
-    """Where each unit is to go, of length 1; `None` asks for the shift."""
+    """Where each unit is to go, of length 1; `None` is the shift."""
     n_projections: int
-    """How many random directions the shift is told from, to first order."""
+    """How many random directions the shift is estimated from, to first order."""
     candidates: np.ndarray
     """Token ids of the genes that are edited, rising; which of them depends on what the cell expresses."""
     seed: int
 
     @property
     def names(self) -> list[str]:
-        """What is told to first order."""
+        """The quantities that the first order estimates."""
         if self.directions_UJD is None:
             return ["shift"]
         return ["toward", "projection", "away"][: self.directions_UJD.shape[1]]
 
     @property
     def exact_names(self) -> list[str]:
-        """What exact edits tell."""
+        """The quantities that exact edits give."""
         return ["shift"] if self.directions_UJD is None else ["shift", *self.names]
 
     def genes_in(self, cell: Tokens) -> np.ndarray:
@@ -135,8 +135,8 @@ def _places(cell: Tokens, genes: np.ndarray) -> np.ndarray:
 
 
 def of_length_one(embeddings: torch.Tensor) -> np.ndarray:
-    vectors = embeddings.cpu().numpy().astype(np.float64)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    rows = embeddings.cpu().numpy().astype(np.float64)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def is_editable(cell: Tokens, kind: str, n_genes: int = 1) -> bool:

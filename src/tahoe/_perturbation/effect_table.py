@@ -14,7 +14,7 @@ import pandas as pd
 from tahoe._perturbation.statistics import matched, over_replicates, percentiles
 
 if TYPE_CHECKING:
-    from tahoe._perturbation.sums import GeneCounts
+    from tahoe._perturbation.accumulators import GeneCounts
 
 Edit = tuple[int, ...]
 STATISTICS = ("percentile", "z", "p", "q")

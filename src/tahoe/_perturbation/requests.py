@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tahoe.errors import InputError
+from tahoe.errors import InputError, check_choice
 
 KINDS = ("delete", "maximum", "activate", "drug")
 METHODS = ("auto", "first_order", "exact")
@@ -18,10 +18,7 @@ def requested_edits(genes: Any, kind: str, method: str, drugs: Any) -> list[tupl
     tahoe.errors.InputError
         If they do not go with `kind` or `method`, or none is named, or one twice.
     """
-    for name, value, known in (("kind", kind, KINDS), ("method", method, METHODS)):
-        if value not in known:
-            message = f"{name}={value!r} is unknown; choose from {', '.join(map(repr, known))}"
-            raise InputError(message)
+    check_choice(kind=(kind, KINDS), method=(method, METHODS))
     if kind == "drug":
         if genes is not None or drugs is None:
             message = "kind='drug' perturbs by drugs: name them with drugs=, and omit genes="
@@ -35,11 +32,11 @@ def requested_edits(genes: Any, kind: str, method: str, drugs: Any) -> list[tupl
             raise InputError(message)
         return None
     listed = [genes] if isinstance(genes, str) else list(genes)
-    asked = [tuple(map(str, gene)) if isinstance(gene, tuple | list) else (str(gene),) for gene in listed]
-    if not asked or len(set(asked)) < len(asked) or any(len(set(edit)) < len(edit) or not edit for edit in asked):
+    edits = [tuple(map(str, gene)) if isinstance(gene, tuple | list) else (str(gene),) for gene in listed]
+    if not edits or len(set(edits)) < len(edits) or any(len(set(edit)) < len(edit) or not edit for edit in edits):
         message = f"genes={listed[:5]}: name at least one gene, and each once"
         raise InputError(message)
-    if method == "first_order" and any(len(edit) > 1 for edit in asked):
+    if method == "first_order" and any(len(edit) > 1 for edit in edits):
         message = "combinations of genes are edited exactly; pass method='auto' or 'exact', or omit them"
         raise InputError(message)
-    return asked
+    return edits

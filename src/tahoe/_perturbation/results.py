@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from tahoe.errors import InputError
+from tahoe.errors import InputError, similar_names
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -31,7 +30,6 @@ def table_of(adata: AnnData, key: str, group: str | None) -> pd.DataFrame:
         return table
     groups = table["group"].unique().tolist()
     if str(group) not in groups:
-        near = difflib.get_close_matches(str(group), groups, n=1) or groups[:5]
-        message = f"group={group!r} is not among the {len(groups)} groups of uns[{key!r}], such as {near[0]!r}"
+        message = f"group={group!r} is not a group of uns[{key!r}], which has {similar_names(group, groups)}"
         raise InputError(message)
     return table[table["group"] == str(group)]

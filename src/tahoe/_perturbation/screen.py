@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from tahoe._perturbation.accumulators import Agreement, ExactEdits, FirstOrder, GeneCounts, UnitMeans
 from tahoe._perturbation.edit_effects import Question
 from tahoe._perturbation.effect_table import Comparison, effect_table, with_exact
 from tahoe._perturbation.perturbed_cells import directions
-from tahoe._perturbation.some_rows import aggregate_rows
+from tahoe._perturbation.selected_rows import aggregate_rows
 from tahoe._perturbation.statistics import matched
-from tahoe._perturbation.sums import Agreement, ExactEdits, FirstOrder, GeneCounts, UnitMeans
 from tahoe.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 TOKENS_AT_ONCE = 1 << 14
 # Cells of a group whose exact effects check the first order of a whole screen, and genes that are drawn in each.
 CHECKED_CELLS, CHECKED_GENES = 30, 20
-# Random directions that the shift is told from where the first order is checked, in which few cells are averaged.
+# Random directions that the shift is estimated from where the first order is checked, in which few cells are averaged.
 CHECKED_PROJECTIONS = 24
 # Forward passes from which on an exact screen of all genes is refused.
 MOST_PASSES = 100_000
@@ -45,7 +45,7 @@ class Plan:
     kind: str
     has_goal: bool
     edits: list[Edit] | None
-    """Token ids of the genes of each edit that was asked for, or ids of drugs; `None` is every gene of the pool."""
+    """Token ids of the genes of each edit that was requested, or ids of drugs; `None` is every gene of the pool."""
     pool: np.ndarray
     """Token ids of the genes that may be edited, or be compared with, rising."""
     method: str
@@ -58,7 +58,7 @@ class Plan:
 
     @property
     def is_short(self) -> bool:
-        """Whether so few edits were asked for that all are made exactly."""
+        """Whether so few edits were requested that all are made exactly."""
         return self.edits is not None and len(self.edits) <= self.n_exact
 
 
@@ -123,7 +123,7 @@ class Screen:
         return singles, []
 
     def _candidates(self, singles: np.ndarray) -> np.ndarray:
-        """Genes of the first order: those that were asked for, and others to compare them with."""
+        """Genes of the first order: those that were requested, and others to compare them with."""
         plan = self.plan
         if plan.edits is None:
             return singles
@@ -182,8 +182,8 @@ class Screen:
     def _exact(self, question: Question, edits: list[Edit], cells: np.ndarray, *, keep: bool) -> ExactEdits:
         """Exact effects of edits in some of the chosen cells."""
         log.info("exact edits: %d in %d cells", len(edits), len(cells))
-        asked = replace(question, units=question.units[cells], candidates=_genes_of(edits))
-        exact = ExactEdits(asked, edits, self.width, keep)
+        in_cells = replace(question, units=question.units[cells], candidates=_genes_of(edits))
+        exact = ExactEdits(in_cells, edits, self.width, keep)
         return self._pass(self.plan.chosen.rows[cells], exact, token_budget=1)
 
     def _all_exact(self, question: Question, edits: list[Edit]) -> Screened:
@@ -214,7 +214,7 @@ class Screen:
     def _with_exact(
         self, question: Question, table: pd.DataFrame, alone: list[Edit], combined: list[Edit]
     ) -> tuple[pd.DataFrame, np.ndarray | None]:
-        """Exact edits: of what was asked for if that is little, else of the top of each group in some of its cells."""
+        """Exact edits: of what was requested if that is little, else of the top of each group in some of its cells."""
         plan, changes = self.plan, None
         everywhere = np.arange(len(plan.chosen.rows))
         edits = alone if plan.is_short else self._top(table)
@@ -248,8 +248,8 @@ class Screen:
         """How good the first order is in some cells, for genes that are drawn at random."""
         some = self._some_cells()
         rows = self.plan.chosen.rows[some]
-        asked = replace(question, units=question.units[some], n_projections=min(CHECKED_PROJECTIONS, self.width))
-        found = self._pass(rows, Agreement(asked, CHECKED_GENES), token_budget=1).result()
+        in_cells = replace(question, units=question.units[some], n_projections=min(CHECKED_PROJECTIONS, self.width))
+        found = self._pass(rows, Agreement(in_cells, CHECKED_GENES), token_budget=1).result()
         known = np.isfinite(found)
         if not known.any():
             return {}

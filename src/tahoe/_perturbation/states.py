@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from tahoe._cells.slots import column_of, groups_of
 from tahoe._perturbation.perturbed_cells import ALTERNATIVE, END, LEAST_CELLS, LEAST_OF_REPLICATE, START
 from tahoe._perturbation.statistics import least_p
-from tahoe.errors import InputError, warn
+from tahoe.errors import InputError, similar_names, warn
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -32,11 +31,7 @@ def states_of(adata: AnnData, goal: Any, alternative: str | None) -> np.ndarray 
         message = f"goal={goal!r}; it must be a column of adata.obs and two of its values: (column, start, end)"
         raise InputError(message)
     key = goal[0]
-    if key not in adata.obs:
-        near = difflib.get_close_matches(str(key), map(str, adata.obs.columns), n=3) or list(adata.obs.columns)[:10]
-        message = f"goal={goal!r}: {key!r} is not a column of adata.obs (near: {', '.join(map(repr, near)) or 'none'})"
-        raise InputError(message)
-    column = column_of(adata, key)
+    column = column_of(adata, key, "the column of goal")
     values = column.astype(str).where(column.notna(), None)
     wanted = [str(goal[1]), str(goal[2]), *([] if alternative is None else [str(alternative)])]
     if len(set(wanted)) < len(wanted):
@@ -46,9 +41,7 @@ def states_of(adata: AnnData, goal: Any, alternative: str | None) -> np.ndarray 
     for code, state in zip((START, END, ALTERNATIVE), wanted, strict=False):
         here = np.asarray(values == state)
         if not here.any():
-            present = [str(value) for value in values.dropna().unique()]
-            near = difflib.get_close_matches(state, present, n=3) or present[:5]
-            message = f"obs[{key!r}] has no {state!r} (near: {', '.join(map(repr, near)) or 'none'})"
+            message = f"obs[{key!r}] has no {state!r} (near: {similar_names(state, values.dropna().unique())})"
             raise InputError(message)
         if here.sum() < LEAST_CELLS:
             message = f"obs[{key!r}] is {state!r} in {here.sum()} cells; a state needs at least {LEAST_CELLS}"
@@ -61,15 +54,11 @@ def replicates_of(adata: AnnData, replicate_key: str | None) -> np.ndarray | Non
     """Number of each cell's replicate."""
     if replicate_key is None:
         return None
-    if replicate_key not in adata.obs:
-        present = ", ".join(map(repr, adata.obs.columns)) or "none"
-        message = f"replicate_key={replicate_key!r} is not a column of adata.obs, which has {present}"
-        raise InputError(message)
-    codes, names = groups_of(adata, replicate_key)
+    codes, names = groups_of(adata, replicate_key, "replicate_key")
     if len(names) < 2:
         message = (
             f"obs[{replicate_key!r}] has one replicate only, {names[0]!r}, and a test over replicates needs at least"
-            " two; leave replicate_key away: percentiles need none"
+            " two; omit replicate_key=: percentiles need none"
         )
         raise InputError(message)
     return codes
@@ -100,7 +89,7 @@ def check_chosen(
             group = groups[int(np.flatnonzero(sizes == n_units)[0])]
             message = (
                 f"replicate_key={replicate_key!r}: the cells of {group!r} come from one replicate only, or one has"
-                " at least 5 cells of each state; a test over replicates needs two; leave replicate_key away"
+                " at least 5 cells of each state; a test over replicates needs two; omit replicate_key="
             )
             raise InputError(message)
         log.info("%d replicates: no p-value can be below %.2g", n_units, least_p(n_units))

@@ -1,7 +1,7 @@
 """What effects of genes are compared with: those of genes that are alike, and those of the other replicates.
 
 Plain arrays; U replicates, G genes. Cells are not replicates: all cells of a donor share whatever is peculiar to it,
-and to the direction that is asked for, so a test over cells finds as many genes as there are cells to pay for.
+and to the direction of interest, so a test over cells finds as many genes as there are cells to pay for.
 """
 
 from __future__ import annotations

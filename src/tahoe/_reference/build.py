@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import shutil
 from dataclasses import dataclass
@@ -16,15 +15,15 @@ from tahoe._cells.file import absolute, identity
 from tahoe._cells.objects import check_path
 from tahoe._reference import index as indexes
 from tahoe._reference.cells import Cells, opened
+from tahoe._reference.embeddings import Embeddings, unit
 from tahoe._reference.folder import COLUMNS, NAMES, VECTORS, open_arrays, plain, save_array, shard_file, write_manifest
 from tahoe._reference.held_back import hold_back
 from tahoe._reference.reference import Reference, load_reference
-from tahoe._reference.vectors import Vectors, unit
-from tahoe._run.inputs import check_at_least
-from tahoe._run.lock import lock_output
-from tahoe._run.shards import RUN_FILE, check_same
-from tahoe.errors import InputError, warn
-from tahoe.model.causes import why_not_written
+from tahoe._run.cluster import on_workers
+from tahoe._store.lock import lock_output
+from tahoe._store.output import check_output, explain_disk_errors
+from tahoe._store.shards import RUN_FILE, STORE, STORED_DTYPES, begin_run
+from tahoe.errors import InputError, check_at_least, check_choice, warn
 from tahoe.settings import settings
 
 if TYPE_CHECKING:
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-STORED_DTYPES = ("float32", "float16")
 # Cells of a shard that are read at once.
 READ_AT_ONCE = 8192
 
@@ -57,10 +55,10 @@ def build_reference(
 ) -> Reference:
     """Make a reference of embedded cells: a folder in which others are looked up, and from which they get labels.
 
-    It holds the vectors, scaled to length one, names and chosen columns of the cells, and what the embedding was made
-    with. Some of the cells are asked, once, as if they were not in it; by their answers `tahoe.tl.transfer_labels`
-    knows how often it is right. The folder appears when it is complete. A build that was killed goes on with
-    ``resume=True``.
+    It holds the embeddings, scaled to length one, names and chosen columns of the cells, and the provenance of the
+    embedding. Some of the cells are queried, once, as if they were not in it; by their answers
+    `tahoe.tl.transfer_labels` knows how often it is right. The folder appears when it is complete. A build that was
+    killed goes on with ``resume=True``.
 
     Parameters
     ----------
@@ -75,20 +73,20 @@ def build_reference(
     use_rep
         Where in ``obsm`` the embedding is. Its record in ``uns`` must be there.
     groups
-        Column of ``obs`` by which cells are held back, such as the donor: a held-back cell is asked among the cells of
-        other groups only. Without it, among all other cells, which is easier than new data will be.
+        Column of ``obs`` by which cells are held back, such as the donor: a held-back cell is compared with the cells
+        of other groups only. Without it, with all other cells, which is easier than new data will be.
     index
         Whether a search is to go through an index of the library faiss (``pip install "tahoe-anndata[search]"``),
         which finds nearly all of the nearest cells in a fraction of the time. ``"auto"`` makes one from a million cells
         on.
     stored_dtype
-        ``"float32"``, or ``"float16"`` for half the size, which moves a vector of length one by less than 0.0005.
+        ``"float32"``, or ``"float16"`` for half the size, which moves an embedding of length one by less than 0.0005.
     n_held_back
         How many cells are held back by chance; of each label 100 are added, if there are so many.
     seed
         Of the choice of held-back cells, and of the index.
     cells_per_shard
-        Cells in a file of vectors, and what a killed build loses at most.
+        Cells in a file of embeddings, and what a killed build loses at most.
     resume
         Go on with a build that did not end. It must have had the same source and parameters.
     client
@@ -110,7 +108,7 @@ def build_reference(
     Warns
     -----
     tahoe.errors.TahoeWarning
-        If cells have no vector; they stay in the reference and are never found.
+        If cells have no embedding; they stay in the reference and are never found.
 
     Examples
     --------
@@ -124,7 +122,8 @@ def build_reference(
     check_path("path", path)
     check_at_least(n_held_back=(n_held_back, 1), cells_per_shard=(cells_per_shard, 1))
     target, keys = Path(path).absolute(), [obs_keys] if isinstance(obs_keys, str) else list(obs_keys)
-    _check(target, stored_dtype, resume)
+    check_choice(stored_dtype=(stored_dtype, STORED_DTYPES))
+    check_output("path=", target, resume=resume)
     with opened(source, use_rep) as cells, lock_output(target) as partial:
         if client is not None and cells.path is None:
             message = "client= goes with a source in a file, which the workers read; an AnnData is in this process"
@@ -133,7 +132,7 @@ def build_reference(
         names = list(dict.fromkeys([*keys, *([] if groups is None else [groups])]))
         columns = {key: cells.column(key, "groups" if key not in keys else "obs_keys") for key in names}
         if groups is not None and len(columns[groups].categories) < 2:
-            message = f"groups={groups!r} has one value only, so nothing could be held back by it; leave groups= away"
+            message = f"groups={groups!r} has one value only, so nothing could be held back by it; omit groups="
             raise InputError(message)
         parameters: dict[str, Any] = {
             "use_rep": use_rep,
@@ -142,11 +141,11 @@ def build_reference(
         }
         work = Work(
             None if cells.path is None else absolute(cells.path), cells if cells.path is None else None,
-            partial / "store", cells.n_cells, **parameters,
+            partial / STORE, cells.n_cells, **parameters,
         )  # fmt: skip
         indexed = indexes.wanted(index, cells.n_cells)
-        _begin(partial, resume, _fingerprint(cells, record, columns, parameters))
-        try:
+        with explain_disk_errors(f"path={str(path)!r}", "; then go on with resume=True"):
+            begin_run(partial, _fingerprint(cells, record, columns, parameters), resume, work.place.mkdir)
             work.all(client)
             manifest = {"n_cells": cells.n_cells, "width": width, "embedding": plain(record)}
             manifest |= {**parameters, "groups": groups, "seed": seed, "tahoe_version": version("tahoe-anndata")}
@@ -158,9 +157,6 @@ def build_reference(
                 raise
             work.place.rename(target)
             (partial / RUN_FILE).unlink()
-        except OSError as error:
-            message = f"path={str(path)!r} cannot be written: {why_not_written(error)}; then go on with resume=True"
-            raise InputError(message) from error
     return load_reference(target)
 
 
@@ -182,7 +178,7 @@ class Work:
         return -(-self.n_cells // self.cells_per_shard)
 
     def one(self, number: int) -> int:
-        """Write vectors and names of the cells of a shard, unless they are there; gives how many cells it has."""
+        """Write embeddings and names of the cells of a shard, unless they are there; gives how many cells it has."""
         start = number * self.cells_per_shard
         stop = min(start + self.cells_per_shard, self.n_cells)
         files = shard_file(self.place, NAMES, number), shard_file(self.place, VECTORS, number)
@@ -205,21 +201,15 @@ class Work:
                 for number in numbers:
                     bar.update(self.one(number))
                 return
-            from distributed import as_completed
-
-            futures = client.map(self.one, numbers, pure=False)
-            try:
-                for _, n_cells in as_completed(futures, with_results=True):
-                    bar.update(n_cells)
-            finally:
-                client.cancel(futures)
+            for n_cells in on_workers(client, self, numbers):
+                bar.update(n_cells)
 
 
 def _finish(
     work: Work, manifest: dict[str, Any], columns: dict[str, Any], keys: list[str], n: int, indexed: bool, client: Any
 ) -> None:
     """Write what is of all shards together: columns, held-back cells, index, and at last the manifest."""
-    place, vectors = work.place, Vectors(open_arrays(work.place, VECTORS))
+    place, vectors = work.place, Embeddings(open_arrays(work.place, VECTORS))
     for number, column in enumerate(columns.values()):
         save_array(shard_file(place, COLUMNS, number), column.codes)
     manifest["columns"] = [{"name": key, "labels": list(columns[key].categories)} for key in columns]
@@ -227,12 +217,12 @@ def _finish(
     n_vectors = sum(int(np.isfinite(shard[:, 0]).sum()) for shard in vectors.shards)
     if n_vectors < len(vectors):
         message = (
-            f"{len(vectors) - n_vectors} of {len(vectors)} cells have no vector (NaN, or of length 0); they stay in the"
-            " reference, are never found and never vote"
+            f"{len(vectors) - n_vectors} of {len(vectors)} cells have no embedding (NaN, or of length 0); they stay in"
+            " the reference, are never found and never vote"
         )
         warn(message)
     if n_vectors < 2:
-        message = f"the reference would have {n_vectors} cells with a vector; it needs two at least"
+        message = f"the reference would have {n_vectors} cells with an embedding; it needs two at least"
         raise InputError(message)
     by = manifest["groups"]
     held_back = hold_back(
@@ -242,35 +232,6 @@ def _finish(
     manifest |= {"n_vectors": n_vectors, "n_held_back": int(held_back.is_sample.sum())}
     manifest["index"] = indexes.build(place, vectors, manifest["seed"], client) if indexed else None
     write_manifest(place, manifest)
-
-
-def _check(target: Path, stored_dtype: str, resume: bool) -> None:
-    if stored_dtype not in STORED_DTYPES:
-        message = f"stored_dtype={stored_dtype!r} is not supported; use {' or '.join(map(repr, STORED_DTYPES))}"
-        raise InputError(message)
-    if target.exists():
-        done = ", so there is nothing to resume" if resume else ""
-        message = f"path={str(target)!r} exists{done}; choose another place, or delete it first"
-        raise InputError(message)
-    if not target.parent.is_dir():
-        message = f"path={str(target)!r} is to be in a folder that does not exist; make {str(target.parent)!r} first"
-        raise InputError(message)
-
-
-def _begin(partial: Path, resume: bool, fingerprint: dict[str, Any]) -> None:
-    """Find an earlier build that did the same, or begin anew."""
-    run = partial / RUN_FILE
-    if run.is_file():
-        if not resume:
-            message = f"{str(partial)!r} is an unfinished build; pass resume=True (--resume), or delete that folder"
-            raise InputError(message)
-        check_same(json.loads(run.read_text(encoding="utf-8")), fingerprint, str(partial))
-        return
-    shutil.rmtree(partial / "store", ignore_errors=True)
-    (partial / "store").mkdir()
-    new = partial / f"{RUN_FILE}.new"
-    new.write_text(json.dumps(fingerprint, indent=1), encoding="utf-8")
-    new.replace(run)
 
 
 def _fingerprint(

@@ -14,9 +14,8 @@ from tahoe._cells.objects import check_adata, check_path
 from tahoe._cells.opening import open_source
 from tahoe._cells.slots import column_of
 from tahoe._genes.clean import as_text
-from tahoe._reference.folder import listed
 from tahoe._reference.match import record_of
-from tahoe.errors import InputError
+from tahoe.errors import InputError, listed
 
 if TYPE_CHECKING:
     import os
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-# Cells whose vectors are looked at to see whether a resumed build has the same before it.
+# Cells whose embeddings are looked at to see whether a resumed build has the same before it.
 SAMPLED = 4096
 
 
@@ -81,11 +80,7 @@ class Cells:
 
     def column(self, key: str, argument: str) -> Any:
         """A column of obs, as a `pandas.Categorical` of strings."""
-        if key not in self.adata.obs:
-            columns = self.adata.obs.columns
-            message = f"{argument}={key!r} is not a column of obs of {self.who}, which has {listed(list(columns))}"
-            raise InputError(message)
-        column = column_of(self.adata, key)
+        column = column_of(self.adata, key, argument)
         if pd.api.types.is_float_dtype(column.dtype):
             message = f"{argument}={key!r} has decimal numbers, not labels; cut it into groups first (pandas.cut)"
             raise InputError(message)
@@ -97,7 +92,7 @@ class Cells:
         return pd.Categorical.from_codes(column.cat.codes.to_numpy(dtype=np.int64), labels)
 
     def sample(self) -> bytes:
-        """Some vectors, spread over all, by which these cells are told from others."""
+        """Some embeddings, spread over all, by which these cells are recognised."""
         first = np.linspace(0, self.n_cells, 17, dtype=int)[:-1]
         return b"".join(np.asarray(self.rows[start : start + SAMPLED // 16]).tobytes() for start in first)
 

@@ -1,6 +1,6 @@
 """The nearest vectors, exactly: products in float32 find candidates, distances in float64 decide among them.
 
-So what comes out depends neither on how the rows are cut into blocks, nor on who else is asked for. Equal distances
+So what comes out depends neither on how the rows are cut into blocks, nor on the other queries. Equal distances
 are settled by the number of the row.
 """
 
@@ -14,10 +14,10 @@ import torch
 from tahoe.model.cpu.linear import rounded_to
 
 if TYPE_CHECKING:
-    from tahoe._reference.vectors import Vectors
+    from tahoe._reference.embeddings import Embeddings
 
 QUERIES_AT_ONCE, ROWS_AT_ONCE = 2048, 16_384
-# Candidates beyond those that are asked for.
+# Candidates beyond those that are wanted.
 SPARE = 32
 # Bytes of the candidates' vectors that are held at once.
 COMPARED_AT_ONCE = 1 << 26
@@ -25,7 +25,7 @@ COMPARED_AT_ONCE = 1 << 26
 
 def nearest(
     queries: np.ndarray,
-    vectors: Vectors,
+    vectors: Embeddings,
     k: int,
     *,
     device: torch.device | str = "cpu",
@@ -38,7 +38,7 @@ def nearest(
     Parameters
     ----------
     queries
-        Vectors (queries × width), float32; one with NaN finds nothing.
+        Embeddings (queries × width), float32; one with NaN finds nothing.
     vectors
         Those that are searched. Rows with NaN are never found.
     k
@@ -77,7 +77,7 @@ def nearest(
     return rows, distances
 
 
-def by_distance(queries: np.ndarray, vectors: Vectors, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def by_distance(queries: np.ndarray, vectors: Embeddings, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The candidates of each query in the order of their distance, and the squares of these, in float64."""
     squares = np.full(candidates.shape, np.inf)
     at_once = max(1, COMPARED_AT_ONCE // (8 * candidates.shape[1] * vectors.width))
@@ -94,7 +94,7 @@ def by_distance(queries: np.ndarray, vectors: Vectors, candidates: np.ndarray) -
 @torch.inference_mode()
 def _candidates(
     queries: np.ndarray,
-    vectors: Vectors,
+    vectors: Embeddings,
     n: int,
     device: torch.device | str,
     own: np.ndarray | None,
@@ -103,16 +103,16 @@ def _candidates(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the `n` best products with each query, -1 where there are not so many, and the least of the products."""
     precision = torch.float64 if rounded_to(torch.device(device)) else torch.float32
-    asked = torch.from_numpy(queries).to(device, precision)
+    query = torch.from_numpy(queries).to(device, precision)
     groups = None if own is None else torch.from_numpy(own).to(device)[:, None]
     best = torch.empty((len(queries), 0), device=device, dtype=precision)
     rows = torch.empty((len(queries), 0), device=device, dtype=torch.int64)
-    with torch.autocast(asked.device.type, enabled=False):
+    with torch.autocast(query.device.type, enabled=False):
         for start, block in vectors.blocks(rows_at_once):
             there = torch.from_numpy(block).to(device, precision)
             # half the square of the distance, less a constant of the query; NaN is infinitely far
             half = there.square().sum(dim=1).div_(2).nan_to_num_(nan=torch.inf)
-            scores = (asked @ there.nan_to_num_().T).sub_(half)
+            scores = (query @ there.nan_to_num_().T).sub_(half)
             if groups is not None and group_of_row is not None:
                 of_block = torch.from_numpy(np.ascontiguousarray(group_of_row[start : start + len(block)])).to(device)
                 scores.masked_fill_(groups == of_block, -torch.inf)

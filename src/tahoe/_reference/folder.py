@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tahoe._run.lock import folder_of
+from tahoe._store.lock import folder_of
 from tahoe.errors import InputError
 from tahoe.model.causes import first_line
 from tahoe.model.files import file_sha256
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
 MANIFEST, CARD = "reference.json", "README.md"
@@ -128,9 +127,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     return [plain(each) for each in value] if isinstance(value, list | tuple) else value
-
-
-def listed(names: Sequence[Any], most: int = 8) -> str:
-    """Some names for an error."""
-    shown = ", ".join(repr(str(name)) for name in list(names)[:most])
-    return f"{shown}, …" if len(names) > most else shown or "none"

@@ -1,4 +1,4 @@
-"""Cells of a reference that are asked as if they were not in it: what confidence, novelty and label sets are judged by.
+"""Cells of a reference that are queried as if they were not in it, to calibrate confidence, novelty and label sets.
 
 Nothing here knows labels: which rows were held back, and which of the other cells are their neighbours. So they serve
 every column, and every number of neighbours up to `MOST_NEIGHBORS`.
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from tahoe._reference.vectors import Vectors
+    from tahoe._reference.embeddings import Embeddings
 
 MOST_NEIGHBORS = 200
 # Least number of held-back cells of each label, if there are so many: the least p is 1 / (1 + that).
@@ -50,14 +50,14 @@ class HeldBack:
 
 
 def hold_back(
-    vectors: Vectors, columns: Sequence[np.ndarray], groups: np.ndarray | None, n: int, seed: int
+    vectors: Embeddings, columns: Sequence[np.ndarray], groups: np.ndarray | None, n: int, seed: int
 ) -> HeldBack:
     """Draw cells, and find their neighbours in other groups; without groups, among all other cells.
 
     Parameters
     ----------
     vectors
-        All vectors of the reference.
+        All embeddings of the reference.
     columns
         Codes of the labels of all cells, of each column.
     groups

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tahoe._reference.embeddings import Embeddings
 from tahoe._reference.folder import INDEX, VECTORS, open_arrays, shard_file
-from tahoe._reference.vectors import Vectors
-from tahoe.errors import InputError
+from tahoe.errors import InputError, check_choice
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,11 +38,9 @@ def wanted(index: str | bool, n_cells: int) -> bool:
     Raises
     ------
     tahoe.errors.InputError
-        If one is asked for, and the library is not installed.
+        If one is wanted, and the library is not installed.
     """
-    if index not in ("auto", True, False):
-        message = f"index={index!r}; it must be True, False or 'auto'"
-        raise InputError(message)
+    check_choice(index=(index, ("auto", True, False)))
     if index is False or (index == "auto" and n_cells < LARGE):
         return False
     if importlib.util.find_spec(LIBRARY) is None:
@@ -53,7 +51,7 @@ def wanted(index: str | bool, n_cells: int) -> bool:
     return True
 
 
-def build(place: Path, vectors: Vectors, seed: int, client: Any = None) -> dict[str, Any]:
+def build(place: Path, vectors: Embeddings, seed: int, client: Any = None) -> dict[str, Any]:
     """Write the index, of what is not there yet; gives what the manifest says of it."""
     import faiss
     from faiss.contrib.ondisk import merge_ondisk
@@ -80,7 +78,7 @@ def build(place: Path, vectors: Vectors, seed: int, client: Any = None) -> dict[
     return {"library": LIBRARY, "version": faiss.__version__, "lists": n_lists, "probes": min(PROBES, n_lists)}
 
 
-def _trained(vectors: Vectors, n_lists: int, seed: int) -> Any:
+def _trained(vectors: Embeddings, n_lists: int, seed: int) -> Any:
     """An empty index, whose centres were learned from some of the vectors."""
     import faiss
 
@@ -104,8 +102,8 @@ def _build_shard(place: Path, number: int) -> None:
     file = shard_file(place, INDEX, number, SUFFIX)
     if file.exists():
         return
-    vectors = Vectors(open_arrays(place, VECTORS))
-    part, first = Vectors([vectors.shards[number]]), int(vectors.starts[number])
+    vectors = Embeddings(open_arrays(place, VECTORS))
+    part, first = Embeddings([vectors.shards[number]]), int(vectors.starts[number])
     index = faiss.read_index(str(place / INDEX / CENTRES))
     for start, block in part.blocks(ROWS_AT_ONCE):
         there = np.isfinite(block[:, 0])
@@ -135,13 +133,13 @@ def search(folder: Path, index: dict[str, Any], queries: np.ndarray, k: int) -> 
     import faiss
 
     usable = np.flatnonzero(np.isfinite(queries).all(axis=1))
-    asked, n = np.ascontiguousarray(queries[usable]), CANDIDATES * k
+    present, n = np.ascontiguousarray(queries[usable]), CANDIDATES * k
     opened = faiss.read_index(str(folder / INDEX / LISTS), faiss.IO_FLAG_SKIP_IVF_DATA)
     lists = faiss.downcast_InvertedLists(opened.invlists)
     lists.filename, lists.read_only = str(folder / INDEX / LISTS_DATA), True
     lists.do_mmap()  # only the lists that are looked into are read
     opened.nprobe = index["probes"]
-    _, rows = opened.search(asked, n)
+    _, rows = opened.search(present, n)
     candidates = np.full((len(queries), n), -1, dtype=np.int64)
     candidates[usable] = rows
     return candidates

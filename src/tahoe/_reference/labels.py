@@ -14,6 +14,8 @@ import numpy as np
 if TYPE_CHECKING:
     from tahoe._reference.held_back import HeldBack
 
+UNKNOWN = "unknown"
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -75,7 +77,7 @@ class Calibration:
     n_sample: int
     """How many cells confidence and sets go by."""
     accuracy: float
-    """Share of them whose label was told."""
+    """Share of them whose first label was right."""
     knots: np.ndarray
     """Share of the first label, and how often it was right at that share (2 × knots); rising."""
     scores: np.ndarray
@@ -108,10 +110,10 @@ class Calibration:
     ) -> Labels:
         """Labels of cells by their neighbours, the last of which is at the distance `last`."""
         shares = label_shares(neighbors, distances, codes, self.n_labels)
-        told = shares.sum(axis=1) > 0
-        first = np.where(told, shares.argmax(axis=1), -1)
-        confidence = np.where(told, np.interp(shares.max(axis=1, initial=0), *self.knots), np.nan)
-        in_set = (share_above(shares) <= self.threshold(alpha)) & told[:, None]
+        has_votes = shares.sum(axis=1) > 0
+        first = np.where(has_votes, shares.argmax(axis=1), -1)
+        confidence = np.where(has_votes, np.interp(shares.max(axis=1, initial=0), *self.knots), np.nan)
+        in_set = (share_above(shares) <= self.threshold(alpha)) & has_votes[:, None]
         return Labels(first, shares, confidence, self._novelty(first, last), in_set)
 
     def _novelty(self, codes: np.ndarray, last: np.ndarray) -> np.ndarray:

@@ -14,11 +14,11 @@ from tahoe._cells.objects import check_path
 from tahoe._reference import folder as contents
 from tahoe._reference import hub
 from tahoe._reference import index as indexes
+from tahoe._reference.embeddings import Embeddings
 from tahoe._reference.exact import by_distance, nearest
 from tahoe._reference.held_back import HeldBack
 from tahoe._reference.labels import Calibration
-from tahoe._reference.vectors import Vectors
-from tahoe.errors import InputError
+from tahoe.errors import InputError, listed
 
 if TYPE_CHECKING:
     import os
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     import torch
 
-# Neighbours that are asked for beyond k, in case that the cell itself is among them.
+# Neighbours that are looked for beyond k, in case that the cell itself is among them.
 ITSELF = 4
 # How near the same cell is: what half precision rounds away, or what another device does if it has the same name.
 SAME_CONTENT = {"float16": 1e-3, "float32": 1e-5}
@@ -37,8 +37,8 @@ SAME_NAME = 0.05
 class Reference:
     """Embedded cells with labels, in a folder: to look cells up in, and to take labels from.
 
-    Made by `build_reference` and opened by `load_reference`. Vectors, names and columns are mapped into memory, and
-    read where they are asked for. `tahoe.tl.search` and `tahoe.tl.transfer_labels` take one.
+    Made by `build_reference` and opened by `load_reference`. Embeddings, names and columns are mapped into memory,
+    and read where they are needed. `tahoe.tl.search` and `tahoe.tl.transfer_labels` take one.
     """
 
     folder: Path
@@ -58,17 +58,17 @@ class Reference:
 
     @property
     def width(self) -> int:
-        """Coordinates of a vector."""
+        """Coordinates of an embedding."""
         return int(self.manifest["width"])
 
     @property
     def use_rep(self) -> str:
-        """Name of the slot that the vectors came from, and in which those of a query are looked for."""
+        """Name of the slot that the embeddings came from, and in which those of a query are looked for."""
         return str(self.manifest["use_rep"])
 
     @property
     def embedding(self) -> dict[str, Any]:
-        """Provenance of the vectors: model, its hashes, parameters."""
+        """Provenance of the embeddings: model, its hashes, parameters."""
         return dict(self.manifest["embedding"])
 
     @property
@@ -87,9 +87,9 @@ class Reference:
         return hashlib.sha256((self.folder / contents.MANIFEST).read_bytes()).hexdigest()
 
     @cached_property
-    def vectors(self) -> Vectors:
-        """The vectors, of length one; NaN for a cell without one."""
-        return Vectors(contents.open_arrays(self.folder, contents.VECTORS))
+    def vectors(self) -> Embeddings:
+        """The embeddings, of length one; NaN for a cell without one."""
+        return Embeddings(contents.open_arrays(self.folder, contents.VECTORS))
 
     def __repr__(self) -> str:
         columns = ", ".join(self.obs_keys) or "none"
@@ -114,8 +114,8 @@ class Reference:
 
     def _number(self, obs_key: str) -> int:
         if obs_key not in self.obs_keys:
-            known = contents.listed(self.obs_keys)
-            message = f"obs_key={obs_key!r} is not a column of the reference {self.name!r}; it has {known}"
+            present = listed(self.obs_keys)
+            message = f"obs_key={obs_key!r} is not a column of the reference {self.name!r}; it has {present}"
             raise InputError(message)
         return self.obs_keys.index(obs_key)
 
@@ -145,7 +145,7 @@ class Reference:
 
     @cached_property
     def held_back(self) -> HeldBack:
-        """Cells that were asked as if they were not in the reference."""
+        """Cells that were queried as if they were not in the reference."""
         return HeldBack.load(self.folder)
 
     def calibration(self, obs_key: str, k: int) -> Calibration:
@@ -156,8 +156,8 @@ class Reference:
         """Refuse more neighbours than there are cells."""
         if not 1 <= k <= self.manifest["n_vectors"]:
             message = (
-                f"k={k}, and the reference {self.name!r} has {self.manifest['n_vectors']:,} cells with a vector; k must"
-                " be between 1 and that"
+                f"k={k}, and the reference {self.name!r} has {self.manifest['n_vectors']:,} cells with an embedding; k"
+                " must be between 1 and that"
             )
             raise InputError(message)
 
@@ -205,7 +205,7 @@ class Reference:
     def _without_themselves(
         self, rows: np.ndarray, distances: np.ndarray, names: np.ndarray, k: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Take a cell itself away: the same vector, under whatever name, or nearly the same under the same name."""
+        """Remove a cell itself: the same vector, under whatever name, or nearly the same under the same name."""
         itself = distances <= SAME_CONTENT[self.manifest["stored_dtype"]]
         near = np.nonzero((distances <= SAME_NAME) & ~itself)
         itself[near] = self.obs_names(rows[near]) == names[near[0]]
@@ -290,7 +290,7 @@ def load_reference(reference: str | os.PathLike[str] | Reference, *, revision: s
     check_path("reference", reference)
     folder = Path(reference)
     if not folder.exists() and isinstance(reference, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", reference):
-        from tahoe._run.lock import folder_of
+        from tahoe._store.lock import folder_of
 
         if not folder_of(folder).exists() and not folder.parent.is_dir():
             folder = hub.download(reference, revision)

@@ -1,4 +1,4 @@
-"""Labels for vectors, from a reference: what `tahoe.tl.transfer_labels` and `tahoe annotate` share."""
+"""Labels for embeddings, from a reference: what `tahoe.tl.transfer_labels` and `tahoe annotate` share."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tahoe._reference.folder import listed
+from tahoe._reference.embeddings import unit
 from tahoe._reference.held_back import MOST_NEIGHBORS
-from tahoe._reference.vectors import unit
-from tahoe.errors import InputError, warn
+from tahoe._reference.labels import UNKNOWN
+from tahoe.errors import InputError, listed, warn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from tahoe._reference.labels import Calibration, Labels
     from tahoe._reference.reference import Reference
 
-UNKNOWN = "unknown"
-# From how many cells on, and how many times `alpha` of them, so many unknown cells are told.
+# From how many cells on, and how many times `alpha` of them, so many unknown cells bring a warning.
 LEAST, FACTOR = 50, 4
 # Cells whose neighbours are looked for at once.
 CELLS_AT_ONCE = 8192
@@ -44,7 +43,7 @@ class Transfer:
     def plan(
         cls, reference: Reference, obs_key: str | Sequence[str], *, k: int, alpha: float, exact: bool, device: Any
     ) -> Transfer:
-        """Check what is asked for, and calibrate it.
+        """Check the arguments, and calibrate.
 
         Raises
         ------
@@ -77,30 +76,30 @@ class Transfer:
         labels, codes, calibration = self.reference.labels(key), self.reference.codes(key), self.calibrations[key]
         n_cells = np.bincount(codes[codes >= 0], minlength=len(labels))
         few = [label for label, n in zip(labels, n_cells, strict=True) if n < self.k]
-        told = []
+        problems = []
         if few:
-            told.append(
+            problems.append(
                 f"{len(few)} of {len(labels)} labels have fewer than k={self.k} cells and can hardly win"
                 f" ({listed(few)}); lower k, or join labels"
             )
         if calibration.n_sample < math.ceil(1 / self.alpha):
-            told.append(
+            problems.append(
                 f"only {calibration.n_sample} held-back cells have a label, so confidence is rough, and each set has"
                 " all labels"
             )
         if UNKNOWN in labels:
-            told.append(f"{UNKNOWN!r} is a label of the reference too; build it again with these cells' labels missing")
-        for each in told:
-            warn(f"{key!r} of the reference {self.reference.name!r}: {each}")
+            problems.append(f"{UNKNOWN!r} is a label of the reference too; build it again without these cells' labels")
+        for problem in problems:
+            warn(f"{key!r} of the reference {self.reference.name!r}: {problem}")
 
-    def labels(self, vectors: Any, names: Sequence[str] | np.ndarray) -> tuple[dict[str, Labels], np.ndarray]:
-        """Labels of cells, by column, and whether each cell has a vector. A cell never votes for itself."""
-        vectors = unit(vectors)
-        rows, distances = self.reference.nearest(vectors, self.k, exact=self.exact, names=names, device=self.device)
+    def labels(self, embeddings: Any, names: Sequence[str] | np.ndarray) -> tuple[dict[str, Labels], np.ndarray]:
+        """Labels of cells, by column, and whether each cell has an embedding. A cell never votes for itself."""
+        embeddings = unit(embeddings)
+        rows, distances = self.reference.nearest(embeddings, self.k, exact=self.exact, names=names, device=self.device)
         # a cell with fewer neighbours than k, since some were itself, has its last one at the end
         last = np.where(np.isfinite(distances), distances, 0).max(axis=1, initial=0)
         reach = np.where((rows >= 0).any(axis=1), last, np.nan)
-        there = np.isfinite(vectors).all(axis=1)
+        there = np.isfinite(embeddings).all(axis=1)
         return {
             key: self.calibrations[key].labels(
                 rows, distances, reach, np.asarray(self.reference.codes(key)), self.alpha
@@ -109,20 +108,19 @@ class Transfer:
         }, there
 
     def is_known(self, labels: Labels) -> np.ndarray:
-        """Where a label is told rather than «unknown»: not novel at the level alpha."""
+        """Where a label is given rather than «unknown»: not novel at the level alpha."""
         return (labels.codes >= 0) & (labels.novelty_p > self.alpha)
 
     def warn_of_unlike(self, key: str, labels: Labels) -> None:
         """Say where the promises do not hold, as far as can be seen: many cells are far from those of their label."""
-        told = labels.codes >= 0
-        share = float((labels.novelty_p[told] <= self.alpha).mean()) if told.any() else 0.0
-        if told.sum() >= LEAST and share > FACTOR * self.alpha:
+        labelled = labels.codes >= 0
+        share = float((labels.novelty_p[labelled] <= self.alpha).mean()) if labelled.any() else 0.0
+        if labelled.sum() >= LEAST and share > FACTOR * self.alpha:
             message = (
                 f"{share:.0%} of the cells are unknown by {key!r} of the reference {self.reference.name!r}, where"
                 f" alpha={self.alpha} allows {self.alpha:.0%}: it lacks their types, or they come from another"
                 " laboratory or chemistry. Then confidence and sets are too bold as well"
             )
-            # warn_of_unlike, the verb, its caller
             warn(message)
 
     def named(self, key: str, labels: Labels) -> pd.Categorical:

@@ -1,4 +1,4 @@
-"""Vectors of genes that see each other and no cell."""
+"""Embeddings of genes that see each other and no cell."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 CHUNK = 30_000
 
 
-def all_gene_vectors(model: TahoeModel, tokens: np.ndarray) -> np.ndarray:
+def embed_all_genes(model: TahoeModel, tokens: np.ndarray) -> np.ndarray:
     """Outputs of the network at these tokens, among all tokens of the vocabulary with their values hidden.
 
     The tokens go through the network in the order of their ids, 30,000 at a time, without a token for a cell. All of
@@ -39,7 +39,7 @@ def all_gene_vectors(model: TahoeModel, tokens: np.ndarray) -> np.ndarray:
     place_of = np.full(ids.max() + 1, -1)
     place_of[ids] = np.arange(len(ids))
     places = np.where(tokens >= 0, place_of[tokens], -1)
-    vectors = np.full((len(tokens), model.config.d_model), np.nan, dtype=np.float32)
+    embeddings = np.full((len(tokens), model.config.d_model), np.nan, dtype=np.float32)
     for start in range(0, len(ids), CHUNK):
         wanted = np.flatnonzero((places >= start) & (places < start + CHUNK))
         if not len(wanted):
@@ -50,5 +50,5 @@ def all_gene_vectors(model: TahoeModel, tokens: np.ndarray) -> np.ndarray:
             x_TD = network.gene_inputs(some) + network.flag.weight[1].float()
             for layer in network.layers:
                 x_TD = layer(x_TD, cells, attend)
-            vectors[wanted] = network.norm(x_TD)[torch.from_numpy(places[wanted] - start)].float().cpu().numpy()
-    return vectors
+            embeddings[wanted] = network.norm(x_TD)[torch.from_numpy(places[wanted] - start)].float().cpu().numpy()
+    return embeddings

@@ -18,7 +18,7 @@ from tahoe.errors import ModelError
 from tahoe.model import TahoeModel, load_model
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from scipy import sparse
 
@@ -155,7 +155,7 @@ def resolve_on(client: Any, reference: ModelReference) -> ModelReference:
 
 
 def embed_lazily(values: Any, task: EmbeddingTask, width: int) -> Any:
-    """Dask array of the embeddings (cells, width), one chunk for each chunk of cells; computed when it is asked for."""
+    """Dask array of the embeddings (cells, width), one chunk for each chunk of cells; computed when it is needed."""
     import dask
 
     values = values.rechunk({1: -1})
@@ -200,6 +200,20 @@ def aggregate_on_workers(client: Any, values: Any, task: EmbeddingTask, accumula
         client.cancel(futures)
         raise
     return accumulator
+
+
+def on_workers(client: Any, work: Any, numbers: Sequence[int]) -> Iterator[int]:
+    """Results of ``work.one(number)`` on the workers of a cluster, in the order in which they are done."""
+    from distributed import as_completed
+
+    # `work` goes to each worker once, not with each of thousands of shards
+    shared = client.submit(replace, work, pure=False)
+    futures = client.map(type(work).one, [shared] * len(numbers), numbers, pure=False)
+    try:
+        for _, result in as_completed(futures, with_results=True):
+            yield result
+    finally:
+        client.cancel(futures)
 
 
 def _fresh(kind: type[A], arguments: dict[str, Any]) -> A:

@@ -15,7 +15,8 @@ from tahoe._cells.columns import one_column_each, used_columns, warn_of_better_m
 from tahoe._cells.genes import genes_of_model, hint_if_transposed, mapped_genes, organism_of
 from tahoe._cells.matrix import Matrix, choose_matrix
 from tahoe._cells.slots import drugs_of
-from tahoe._genes.mapping import as_strings, check_coverage, in_released_vocabulary
+from tahoe._genes.mapping import as_strings
+from tahoe._genes.report import check_coverage, in_released_vocabulary
 from tahoe._run.batches import CellBatches
 from tahoe._run.cluster import EmbeddingTask, ModelReference, aggregate_on_workers, cluster, resolve_on
 from tahoe._run.means import aggregate
@@ -248,17 +249,8 @@ def known_drugs(
     return known
 
 
-def choose_network_layers(layers: int | Sequence[int] | None, n_layers: int) -> tuple[int, ...]:
-    """Numbers of the network's layers, from 0; None is all."""
-    return _numbers("network_layer", layers, n_layers, "layers")
-
-
-def choose_heads(heads: int | Sequence[int] | None, n_heads: int) -> tuple[int, ...]:
-    """Numbers of the heads, from 0; None is all."""
-    return _numbers("heads", heads, n_heads, "heads")
-
-
-def _numbers(argument: str, queried: int | Sequence[int] | None, n: int, what: str) -> tuple[int, ...]:
+def choose_numbers(argument: str, queried: int | Sequence[int] | None, n: int, what: str) -> tuple[int, ...]:
+    """Numbers of some of the network's ``n`` layers or heads, from 0; None is all."""
     if queried is None:
         return tuple(range(n))
     numbers = [queried] if isinstance(queried, int | np.integer) else queried
@@ -266,11 +258,3 @@ def _numbers(argument: str, queried: int | Sequence[int] | None, n: int, what: s
         message = f"{argument}={queried!r}: the network has {n} {what}, 0 to {n - 1}; None takes all"
         raise InputError(message)
     return tuple(sorted({int(number) % n for number in numbers}))
-
-
-def check_at_least(**limits: tuple[int | None, int]) -> None:
-    """Refuse numbers below their minimum; None passes."""
-    for name, (value, minimum) in limits.items():
-        if value is not None and value < minimum:
-            message = f"{name}={value}: it must be at least {minimum}"
-            raise InputError(message)

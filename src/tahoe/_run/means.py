@@ -6,11 +6,13 @@ cells from the start of the data, not of the batch.
 
 from __future__ import annotations
 
+import operator
 import os
+from abc import ABC, abstractmethod
 from copy import copy
 from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import numpy as np
 from scipy import sparse
@@ -25,17 +27,17 @@ if TYPE_CHECKING:
     from tahoe.model import TahoeModel, Tokens
 
 
-class Accumulator(Protocol):
-    """What can be added up over cells."""
+class Accumulator(ABC):
+    """What can be added up over cells: a dataclass, whose fields that it is not made with hold the sums."""
 
+    @abstractmethod
     def add(self, model: TahoeModel, first: int, tokens: Tokens) -> None:
         """Take one batch of cells, the first of which has the number `first`: all of it, or in an error nothing."""
 
     def merge(self, other: Self) -> None:
-        """Take what another one added up, from the cells that come next."""
-
-    def result(self) -> Any:
-        """What all cells gave."""
+        """Take what another one added up, from the cells that come next: numbers are added, lists joined."""
+        for name in _sums(self):
+            setattr(self, name, operator.iadd(getattr(self, name), getattr(other, name)))
 
 
 A = TypeVar("A", bound=Accumulator)
@@ -50,14 +52,17 @@ def aggregate(model: TahoeModel, cells: CellBatches, accumulator: A) -> A:
 def copied(accumulator: A) -> A:
     """The same sums, to be added to without changing these; what they were made with is shared."""
     other = copy(accumulator)
-    for each in fields(accumulator):  # type: ignore[arg-type]
-        if not each.init:
-            setattr(other, each.name, copy(getattr(accumulator, each.name)))
+    for name in _sums(accumulator):
+        setattr(other, name, copy(getattr(accumulator, name)))
     return other
 
 
+def _sums(accumulator: Accumulator) -> list[str]:
+    return [each.name for each in fields(accumulator) if not each.init]  # type: ignore[arg-type]
+
+
 @dataclass
-class GeneMeans:
+class GeneMeans(Accumulator):
     """Mean contextual embedding of each column's gene, in each group of cells, summed in float64."""
 
     column_tokens: np.ndarray
@@ -88,11 +93,6 @@ class GeneMeans:
             self.sums[group, columns[genes]] += outputs[here][genes]
             self.n_cells[group, columns[genes]] += 1
 
-    def merge(self, other: GeneMeans) -> None:
-        """Take the sums of other cells."""
-        self.sums += other.sums
-        self.n_cells += other.n_cells
-
     def result(self) -> tuple[np.ndarray, np.ndarray]:
         """Means (groups, columns, d_model) float32, NaN for genes that no cell has, and numbers of cells, int64."""
         with np.errstate(invalid="ignore"):  # zero by zero is NaN
@@ -100,7 +100,7 @@ class GeneMeans:
 
 
 @dataclass
-class AttentionMeans:
+class AttentionMeans(Accumulator):
     """Mean attention among the genes of some columns, in each group of cells; one cell's weights at a time."""
 
     column_tokens: np.ndarray
@@ -150,12 +150,6 @@ class AttentionMeans:
         self.sums[group][pairs] += among
         self.from_cell[group][places[seen]] += own
         self.n_cells[group][pairs] += 1
-
-    def merge(self, other: AttentionMeans) -> None:
-        """Take the sums of other cells."""
-        self.sums += other.sums
-        self.n_cells += other.n_cells
-        self.from_cell += other.from_cell
 
     def result(self) -> tuple[list[sparse.csr_matrix], np.ndarray]:
         """For each group a matrix (columns × columns), and the attention of the CLS tokens (groups, columns)."""

@@ -1,4 +1,4 @@
-"""Predicted values of genes, cell by cell: accumulators as in `_aggregate`, whose cells come one behind the other."""
+"""Predicted values of genes, cell by cell: accumulators as in `means`, whose cells come one behind the other."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import pandas as pd
 from scipy import sparse
 
 from tahoe._run.batches import check_finite, plan
-from tahoe._run.means import places_of
+from tahoe._run.means import Accumulator, places_of
 from tahoe.model.tokens.edits import hide_share, with_queries, without
 
 if TYPE_CHECKING:
     from tahoe.model import TahoeModel, Tokens
 
-# How many genes are asked for in one pass, where they do not see each other.
+# How many genes are queried in one pass, where they do not see each other.
 GENES_AT_ONCE = 1024
 
 
 @dataclass
-class ObservedPredictions:
+class ObservedPredictions(Accumulator):
     """Predictions for the genes that a cell expresses; the network sees their values."""
 
     column_tokens: np.ndarray
@@ -39,17 +39,13 @@ class ObservedPredictions:
         check_finite(predicted, first, model)
         self.rows.append(_as_rows(predicted, tokens.is_gene, tokens, self._place_of, len(self.column_tokens)))
 
-    def merge(self, other: ObservedPredictions) -> None:
-        """Take the cells that come next."""
-        self.rows += other.rows
-
     def result(self) -> sparse.csr_matrix:
         """Cells × columns, float32."""
         return sparse.vstack(self.rows, format="csr")
 
 
 @dataclass
-class HiddenPredictions:
+class HiddenPredictions(Accumulator):
     """Predictions for a share of the genes that a cell expresses, whose values the network does not see."""
 
     column_tokens: np.ndarray
@@ -79,12 +75,6 @@ class HiddenPredictions:
         here, values = self._place_of[tokens.ids[visible]], tokens.values[visible]
         self.sums += [np.bincount(here, weights=weights, minlength=n_columns) for weights in (values, None)]
 
-    def merge(self, other: HiddenPredictions) -> None:
-        """Take the cells that come next."""
-        self.rows += other.rows
-        self.truth += other.truth
-        self.sums += other.sums
-
     def result(self) -> tuple[sparse.csr_matrix, pd.DataFrame]:
         """Predictions, cells × columns, float32; and how good they are, a row for each cell."""
         predicted, truth = (sparse.vstack(rows, format="csr") for rows in (self.rows, self.truth))
@@ -96,7 +86,7 @@ class HiddenPredictions:
 
 
 @dataclass
-class QueriedPredictions:
+class QueriedPredictions(Accumulator):
     """Predictions for some genes in each cell, whether it expresses them or not; their values are never seen."""
 
     genes: np.ndarray
@@ -106,7 +96,7 @@ class QueriedPredictions:
 
     def add(self, model: TahoeModel, first: int, tokens: Tokens) -> None:
         """Take one batch of cells."""
-        # genes that see each other are asked for together, since they change each other's predictions
+        # genes that see each other are queried together, since they change each other's predictions
         at_once = GENES_AT_ONCE if model.config.hide_masked else len(self.genes)
         lots = [self.genes[start : start + at_once] for start in range(0, len(self.genes), at_once)]
         visible = without(tokens, self.genes)
@@ -123,10 +113,6 @@ class QueriedPredictions:
             here = asking[bounds[start] : bounds[stop]]
             values.append(model.predict(all_tokens.cells(start, stop), self.decoder, here).cpu().numpy()[here])
         return np.concatenate(values).reshape(len(tokens), len(genes))
-
-    def merge(self, other: QueriedPredictions) -> None:
-        """Take the cells that come next."""
-        self.rows += other.rows
 
     def result(self) -> np.ndarray:
         """Cells × genes, float32; NaN for cells that express no gene of the vocabulary."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import logging
 import shutil
-import warnings
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -16,15 +15,15 @@ from tqdm.auto import tqdm
 
 from tahoe._cells.slots import row_of
 from tahoe._reference.cells import Cells, opened
-from tahoe._reference.folder import listed
+from tahoe._reference.embeddings import unit
+from tahoe._reference.labels import UNKNOWN
 from tahoe._reference.match import check_same_embedding
 from tahoe._reference.reference import Reference, load_reference
-from tahoe._reference.transfer import CELLS_AT_ONCE, UNKNOWN, Transfer
-from tahoe._reference.vectors import unit
-from tahoe._run.embed_file import embed_file
-from tahoe._run.shards import allow_nullable_strings, explain_write_errors
-from tahoe.errors import InputError
-from tahoe.model.causes import why_not_written
+from tahoe._reference.transfer import CELLS_AT_ONCE, Transfer
+from tahoe._store.embed_file import embed_file
+from tahoe._store.output import check_output, explain_disk_errors, write_h5ad
+from tahoe._store.shards import consolidate, empty_store, encode, write_element
+from tahoe.errors import InputError, listed
 from tahoe.model.loading import choose_device
 from tahoe.settings import settings
 
@@ -59,7 +58,7 @@ def annotated(
     if embedded.exists():
         source = str(embedded)
     with opened(source, atlas.use_rep) as cells:
-        _check_embedding(cells, atlas)
+        check_same_embedding(cells.record, cells.rows.shape[1], atlas)
         if target.suffix == ".csv":
             _write_table(cells, plan, target)
         else:
@@ -74,20 +73,19 @@ def write_neighbors(source: str, reference: str, output: str, *, k: int, cells: 
     """Write a table of the cells of a reference that are nearest to those of a file."""
     atlas = load_reference(reference)
     atlas.check_k(k)
-    with opened(source, atlas.use_rep) as asked, _table(Path(output).absolute()) as writer:
-        _check_embedding(asked, atlas)
-        rows = [row_of(asked.adata, cell) for cell in cells] if cells else None
+    with opened(source, atlas.use_rep) as queries, _table(Path(output).absolute()) as writer:
+        check_same_embedding(queries.record, queries.rows.shape[1], atlas)
+        rows = [row_of(queries.adata, cell) for cell in cells] if cells else range(queries.n_cells)
         writer.writerow(["cell", "rank", "distance", "row", "found", *atlas.obs_keys])
-        for start in range(0, asked.n_cells if rows is None else len(rows), 1024):
-            here = list(range(start, min(start + 1024, asked.n_cells))) if rows is None else rows[start : start + 1024]
-            vectors = np.concatenate([np.asarray(asked.rows[row : row + 1]) for row in here]) if rows else (
-                np.asarray(asked.rows[here[0] : here[-1] + 1])
-            )  # fmt: skip
-            found, distances = atlas.nearest(unit(vectors), k, exact=exact)
+        for start in range(0, len(rows), 1024):
+            here = rows[start : start + 1024]
+            parts = [(row, row + 1) for row in here] if cells else [(here[0], here[-1] + 1)]
+            embeddings = np.concatenate([np.asarray(queries.rows[first:end]) for first, end in parts])
+            found, distances = atlas.nearest(unit(embeddings), k, exact=exact)
             for row, of_row, far in zip(here, found, distances, strict=True):
                 there = of_row >= 0
-                told, name = atlas.obs(of_row[there]), asked.names(row, row + 1)[0].decode()
-                for rank, (found_name, columns) in enumerate(zip(told.index, told.to_numpy(object), strict=True)):
+                known, name = atlas.obs(of_row[there]), queries.names(row, row + 1)[0].decode()
+                for rank, (found_name, columns) in enumerate(zip(known.index, known.to_numpy(object), strict=True)):
                     distance = f"{far[there][rank]:.6f}"
                     writer.writerow([name, rank + 1, distance, of_row[there][rank], found_name, *columns])
 
@@ -96,25 +94,13 @@ def _check(target: Path) -> None:
     if target.suffix not in OUTPUTS:
         message = f"--output {target.name}: the name must end in {', '.join(OUTPUTS)}"
         raise InputError(message)
-    if target.exists():
-        message = f"--output {str(target)!r} exists; choose another place, or delete it first"
-        raise InputError(message)
-    if not target.parent.is_dir():
-        message = f"--output {str(target)!r} is to be in a folder that does not exist; make it first"
-        raise InputError(message)
+    check_output("--output ", target)
 
 
 def _is_embedded(source: str, atlas: Reference) -> bool:
-    """Whether a file has the slot that the reference's vectors came from."""
+    """Whether a file has the slot that the reference's embeddings came from."""
     with opened(source, atlas.use_rep) as cells:
         return atlas.use_rep in (cells.adata.root.get("obsm") or {})
-
-
-def _check_embedding(cells: Cells, atlas: Reference) -> None:
-    check_same_embedding(cells.record, atlas.embedding, atlas.use_rep, f"the reference {atlas.name!r}")
-    if cells.rows.shape[1] != atlas.width:
-        message = f"{cells.who}: obsm[{atlas.use_rep!r}] has {cells.rows.shape[1]} coordinates, not {atlas.width}"
-        raise InputError(message)
 
 
 def _model_of(atlas: Reference, model: str | None) -> str:
@@ -139,21 +125,15 @@ def _embed(source: str, embedded: Path, atlas: Reference, *, model: str | None, 
 
 def _copy(source: str, place: Path, atlas: Reference) -> None:
     """Copy an embedding that is there, with obs and var, into a store of its own, a block at a time."""
-    import zarr
-
     shutil.rmtree(place, ignore_errors=True)
     with opened(source, atlas.use_rep) as cells:
-        _check_embedding(cells, atlas)
-        root: Any = zarr.create_group(place, zarr_format=3)
-        root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-        for name in ("obsm", "uns", "layers", "varm", "obsp", "varp", "obs"):
-            kind = {"encoding-type": "dict", "encoding-version": "0.1.0"}
-            root.create_group(name).attrs.update(kind)
-        names = cells.adata.copy_obs(root["obs"], True, "")
-        frame = {"encoding-type": "dataframe", "encoding-version": "0.2.0", "column-order": names}
-        root["obs"].attrs.update(frame)
-        _write_element(root, "var", cells.adata.var)
-        _write_element(root["uns"], atlas.use_rep, cells.record)
+        check_same_embedding(cells.record, cells.rows.shape[1], atlas)
+        root = empty_store(place)
+        encode(root, "anndata")
+        obs = root.create_group("obs")
+        encode(obs, "dataframe", **{"column-order": cells.adata.copy_obs(obs, True, "")})
+        write_element(root, "var", cells.adata.var)
+        write_element(root["uns"], atlas.use_rep, cells.record)
         _new(root["obsm"], atlas.use_rep, cells.rows.shape, str(cells.rows.dtype))
         for start in range(0, cells.n_cells, CELLS_AT_ONCE):
             part = slice(start, start + CELLS_AT_ONCE)
@@ -162,7 +142,7 @@ def _copy(source: str, place: Path, atlas: Reference) -> None:
 
 def _in_memory(source: str, atlas: Reference, target: Path, obs_keys: list[str], **how: Any) -> None:
     from tahoe._cells.opening import open_source
-    from tahoe._run.lock import lock_output
+    from tahoe._store.lock import lock_output
     from tahoe.tl import transfer_labels
 
     how.pop("resume")
@@ -171,12 +151,7 @@ def _in_memory(source: str, atlas: Reference, target: Path, obs_keys: list[str],
             adata = file.to_memory()
         transfer_labels(adata, atlas, obs_key=obs_keys, **how)
         written = partial / "cells.h5ad"
-        try:
-            with allow_nullable_strings(), explain_write_errors(f"--output {target.name}"):
-                adata.write_h5ad(written)
-        except OSError as error:
-            message = f"--output {str(target)!r} cannot be written: {why_not_written(error)}"
-            raise InputError(message) from error
+        write_h5ad(adata, written, f"--output {str(target)!r}")
         written.replace(target)
 
 
@@ -195,12 +170,10 @@ def _table(target: Path) -> Iterator[Any]:
     """Writer of a table that appears when it is whole."""
     new = target.with_name(f"{target.name}.new")
     try:
-        with new.open("w", newline="", encoding="utf-8") as file:
-            yield csv.writer(file)
-        new.replace(target)
-    except OSError as error:
-        message = f"--output {str(target)!r} cannot be written: {why_not_written(error)}"
-        raise InputError(message) from error
+        with explain_disk_errors(f"--output {str(target)!r}"):
+            with new.open("w", newline="", encoding="utf-8") as file:
+                yield csv.writer(file)
+            new.replace(target)
     finally:
         new.unlink(missing_ok=True)
 
@@ -209,9 +182,9 @@ def _write_table(cells: Cells, plan: Transfer, target: Path) -> None:
     names = [f"{key}_tahoe{end}" for key in plan.obs_keys for end in ("", "_confidence", "_novelty_p", "_set")]
     with _table(target) as writer:
         writer.writerow(["cell", *names])
-        for start, stop, told in _blocks(cells, plan):
+        for start, stop, labels_of in _blocks(cells, plan):
             columns: list[Any] = [[name.decode() for name in cells.names(start, stop)]]
-            for key, labels in told.items():
+            for key, labels in labels_of.items():
                 known = np.asarray(plan.reference.labels(key), dtype=object)
                 sets = [" | ".join(known[row]) for row in labels.in_set]
                 columns += [plan.named(key, labels), _rounded(labels.confidence), _rounded(labels.novelty_p), sets]
@@ -236,17 +209,17 @@ def _write_store(cells: Cells, plan: Transfer, place: Path) -> None:
             if slot in obs:
                 del obs[slot]
         column = obs.create_group(name)
-        column.attrs.update({"encoding-type": "categorical", "encoding-version": "0.2.0", "ordered": False})
-        _write_element(column, "categories", np.array(labels, dtype=object))
+        encode(column, "categorical", ordered=False)
+        write_element(column, "categories", np.array(labels, dtype=object))
         _new(column, "codes", (n_cells,), "int32")
         for end in ("confidence", "novelty_p"):
             _new(obs, f"{name}_{end}", (n_cells,), "float64")
         width = len(plan.reference.labels(key))
         _new(root["obsm"], f"{name}_shares", (n_cells, width), "float32")
         _new(root["obsm"], f"{name}_set", (n_cells, width), "bool")
-        _write_element(root["uns"], name, {"tahoe_version": version("tahoe-anndata"), **plan.record(key)})
-    for start, stop, told in _blocks(cells, plan):
-        for key, labels in told.items():
+        write_element(root["uns"], name, {"tahoe_version": version("tahoe-anndata"), **plan.record(key)})
+    for start, stop, labels_of in _blocks(cells, plan):
+        for key, labels in labels_of.items():
             name, known = f"{key}_tahoe", plan.reference.labels(key)
             unknown = known.index(UNKNOWN) if UNKNOWN in known else len(known)
             obs[name]["codes"][start:stop] = np.where(plan.is_known(labels), labels.codes, unknown)
@@ -259,28 +232,10 @@ def _write_store(cells: Cells, plan: Transfer, place: Path) -> None:
     obs.attrs["column-order"] = [*order, *names]
     if taken:
         log.warning("obs had %s, which was overwritten", listed(taken))
-    _consolidate(root)
+    consolidate(root)
 
 
 def _new(group: Any, name: str, shape: tuple[int, ...], dtype: str) -> None:
     chunks = (min(shape[0], CELLS_AT_ONCE), *shape[1:])
     array = group.create_array(name, shape=shape, dtype=dtype, chunks=chunks, overwrite=True)
-    array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-
-
-def _write_element(group: Any, name: str, value: Any) -> None:
-    from anndata.io import write_elem
-
-    with warnings.catch_warnings(), allow_nullable_strings():
-        # on the next version of anndata
-        warnings.filterwarnings("ignore", message="zarr v3 autosharding")
-        write_elem(group, name, value)
-
-
-def _consolidate(root: Any) -> None:
-    import zarr
-
-    with warnings.catch_warnings():
-        # on what zarr's specification does not have yet
-        warnings.filterwarnings("ignore", message="Consolidated metadata")
-        zarr.consolidate_metadata(root.store)
+    encode(array, "array")

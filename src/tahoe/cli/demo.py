@@ -11,11 +11,11 @@ import pandas as pd
 import scanpy as sc
 
 import tahoe
+from tahoe._scores.baselines import pca
+from tahoe._scores.classifiers import nearest_neighbor_accuracy
+from tahoe._scores.clusters import agreement, has_leiden, leiden
+from tahoe._scores.folds import make_folds
 from tahoe.errors import InputError
-from tahoe.evaluate._baselines import pca
-from tahoe.evaluate._classifiers import nearest_neighbor_accuracy
-from tahoe.evaluate._clusters import agreement, has_leiden, leiden
-from tahoe.evaluate._folds import make_folds
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -11,9 +11,9 @@ import pandas as pd
 from tahoe._cells.genes import hint_if_transposed
 from tahoe._cells.matrix import choose_matrix
 from tahoe._cells.opening import open_source
-from tahoe._genes import mapping as _genes
+from tahoe._genes.mapping import map_genes
+from tahoe._store.output import check_output, explain_disk_errors
 from tahoe.errors import InputError
-from tahoe.model.causes import why_not_written
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +26,7 @@ def embed(
     source: str, output: str, given: set[str], *, workers: int | None, scheduler: str | None, **options: Any
 ) -> None:
     """Embed the cells of a file, here or on the workers of a cluster; `given` are the options of the command line."""
-    from tahoe._run.embed_file import embed_file
+    from tahoe._store.embed_file import embed_file
 
     useless = sorted(f"--{name.replace('_', '-')}" for name in given & OF_STORES)
     if useless and output.lower().endswith(".h5ad"):
@@ -36,17 +36,10 @@ def embed(
         embed_file(source, output, client=client, **options)
 
 
-def _check_folder(output: str) -> None:
-    folder = Path(output).absolute().parent
-    if not folder.is_dir():
-        message = f"--output {output} cannot be written: the folder {str(folder)!r} does not exist; make it first"
-        raise InputError(message)
-
-
 def describe_mapping(source: str, gene_key: str | None, organism: str, duplicates: str, output: str | None) -> str:
     """Report of a gene mapping, as text."""
     if output is not None:
-        _check_folder(output)
+        check_output("--output ", Path(output), replace=True)
     with open_source(source) as opened:
         try:
             totals = choose_matrix(opened).totals
@@ -54,18 +47,15 @@ def describe_mapping(source: str, gene_key: str | None, organism: str, duplicate
             totals = None
         var = opened.var
         with hint_if_transposed(opened, organism):
-            mapping = _genes.map_genes(var, totals, gene_key=gene_key, organism=organism, duplicates=duplicates)
+            mapping = map_genes(var, totals, gene_key=gene_key, organism=organism, duplicates=duplicates)
     report = mapping.report
     table = pd.DataFrame({"genes": report["genes"]})
     if "counts" in report:
         table["counts"] = pd.Series(report["counts"]).map("{:.3%}".format)
     if output is not None:
         genes = pd.DataFrame({"tahoe_gene": mapping.gene, "tahoe_match": mapping.match}, index=var.index)
-        try:
+        with explain_disk_errors(f"--output {output!r}"):
             genes.to_csv(output, index_label="gene")
-        except OSError as error:
-            message = f"--output {output} cannot be written: {why_not_written(error)}"
-            raise InputError(message) from error
     lost = f"\nmost expressed of the lost: {', '.join(report['lost'])}" if report["lost"] else ""
     against = f"\n{report['contradiction']}" if report["contradiction"] else ""
     return f"{table[table['genes'] > 0].to_string()}\n\n{report['summary']}{lost}{against}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tahoe.errors import InputError
-from tahoe.model.files import MODEL_FILE, WEIGHTS_FILE, checkpoints_below, file_sha256
+from tahoe.model.files import MODEL_FILE, WEIGHTS_FILE, checkpoints_below, file_sha256, sha256_by_name
 from tahoe.model.hub import download as hub
 from tahoe.settings import settings
 
@@ -91,7 +91,10 @@ def _model(name: str) -> str:
 def _sha256(weights: Path) -> str:
     """Hash of the weights, unless it would take a pass over a large file."""
     size = weights.stat().st_size
-    return file_sha256(weights) if size < HASHED else f"of {size:,} bytes, not computed here: sha256sum {weights}"
+    by_name = sha256_by_name(weights)
+    if by_name is not None or size < HASHED:
+        return by_name or file_sha256(weights)
+    return f"of {size:,} bytes, not computed here: sha256sum {weights}"
 
 
 def _file(path: str) -> str:

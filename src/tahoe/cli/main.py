@@ -61,7 +61,7 @@ def commands(state: dict[str, Any], debug: bool, quiet: bool) -> None:
     tahoe reference build atlas-tahoe.zarr …      make a reference of it
     tahoe annotate cells.h5ad …                   take labels from a reference
     tahoe perturb cells.h5ad -o genes.csv         knock every expressed gene out in silico
-    tahoe evaluate embedded.h5ad --label cell_type --rep X_tahoe -o report   is it better than PCA
+    tahoe evaluate embedded.h5ad --label-key cell_type --rep X_tahoe -o report   is it better than PCA
     """
     from tahoe.settings import settings
 

@@ -32,23 +32,14 @@ def reference() -> None:
 @click.option("--resume", is_flag=True, help="Go on with a build that did not end.")
 @click.option("--scheduler", help="Address, or scheduler file, of a dask cluster that is to do it.")
 @click.option("--workers", type=click.IntRange(1), help="Spread the work over so many processes.")
-def build(
-    source: str,
-    output: str,
-    obs_keys: tuple[str, ...],
-    index: bool | None,
-    scheduler: str | None,
-    workers: int | None,
-    **options: Any,
-) -> None:
+def build(source: str, output: str, scheduler: str | None, workers: int | None, **options: Any) -> None:
     """Make a reference of the embedded cells in SOURCE, an h5ad file or a store that `tahoe embed` wrote."""
     from tahoe._reference.build import build_reference
     from tahoe.cli.embed import _cluster
 
+    index = options.pop("index")
     with _cluster(workers, scheduler) as client:
-        build_reference(
-            source, output, obs_keys=obs_keys, index="auto" if index is None else index, client=client, **options
-        )
+        build_reference(source, output, index="auto" if index is None else index, client=client, **options)
     click.echo(output)
 
 
@@ -56,7 +47,7 @@ def build(
 @click.argument("reference")
 @click.option("--check", is_flag=True, help="Also compare the content of all files with their digests.")
 def info(reference: str, check: bool) -> None:
-    """Say what is in REFERENCE: cells, labels, model, and how often labels of held-back cells were told."""
+    """Say what is in REFERENCE: cells, labels, model, and how often labels of held-back cells were right."""
     from tahoe._reference.reference import load_reference
     from tahoe.cli.info import _aligned, _plain
 
@@ -67,7 +58,7 @@ def info(reference: str, check: bool) -> None:
     lines = {
         "reference": opened.name,
         "cells": f"{opened.n_cells:,} × {opened.width}, {manifest['stored_dtype']}",
-        "without a vector": f"{opened.n_cells - manifest['n_vectors']:,}",
+        "without an embedding": f"{opened.n_cells - manifest['n_vectors']:,}",
         "model": embedding.get("model"),
         "model sha256": embedding.get("model_sha256"),
         "max_length, seed": f"{embedding.get('max_length')}, {embedding.get('seed')}",

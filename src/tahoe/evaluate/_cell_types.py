@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tahoe._cells.objects import check_adata
+from tahoe._cells.slots import column_of
+from tahoe._scores import clusters
+from tahoe._scores.baselines import cell_totals, noise, pca
+from tahoe._scores.classifiers import N_NEIGHBORS, classifiers, fold_scores, majority
+from tahoe._scores.folds import check_groups, make_folds
+from tahoe._scores.neighbors import chance_purity, graph_connectivity, lisi, nearest, purity
+from tahoe._scores.table import BASELINE, GIVEN, Score, mean_score, to_table
 from tahoe.errors import InputError, warn
-from tahoe.evaluate import _baselines, _clusters, _neighbors
-from tahoe.evaluate._classifiers import N_NEIGHBORS, classifiers, fold_scores, majority
-from tahoe.evaluate._folds import check_groups, make_folds
-from tahoe.evaluate._inputs import check_finite, names_of, read_column, read_counts, read_groups, read_vectors
-from tahoe.evaluate._table import BASELINE, GIVEN, Score, mean_score, to_table
+from tahoe.evaluate._inputs import check_finite, names_of, read_counts, read_groups, read_representation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -19,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-    from tahoe.evaluate._folds import Fold
+    from tahoe._scores.folds import Fold
 
 PCA, TOTALS, RANDOM, MAJORITY = "PCA of log counts", "total counts", "random", "majority class"
 # The number of neighbours in the authors' own measure, and those of the local inverse Simpson's index in scib.
@@ -31,9 +35,9 @@ def cell_types(
     adata: AnnData,
     use_rep: str | Sequence[str],
     *,
-    label: str,
+    label_key: str,
     groups: str | None = None,
-    batch: str | None = None,
+    batch_key: str | None = None,
     layer: str | None = None,
     use_raw: bool = False,
     n_folds: int = 5,
@@ -51,15 +55,17 @@ def cell_types(
         Annotated data matrix, cells × genes. It is not changed.
     use_rep
         One or more representations in ``adata.obsm``, such as ``["X_tahoe", "X_scvi"]``.
-    label
+    label_key
         Column of ``adata.obs`` with the types. Cells without one are left out, with a warning.
     groups
         Column of ``adata.obs`` by which cells are left out, such as the donor: no group is both trained and tested on.
         Without it folds are drawn by chance, and cells of one donor help to tell each other.
-    batch
+    batch_key
         Column of ``adata.obs`` with batches; adds how well they are mixed (iLISI).
-    layer, use_raw
+    layer
         Where the counts for the baselines are; ``adata.X`` by default.
+    use_raw
+        Take these counts from ``adata.raw``.
     n_folds
         Folds of the cross-validation; as many as groups if these are fewer.
     seed
@@ -100,14 +106,14 @@ def cell_types(
     >>> import tahoe
     >>> adata = tahoe.datasets.pbmc68k()
     >>> tahoe.tl.embed(adata, model="demo")
-    >>> table = tahoe.evaluate.cell_types(adata, "X_tahoe", label="bulk_labels")
+    >>> table = tahoe.evaluate.cell_types(adata, "X_tahoe", label_key="bulk_labels")
     >>> sorted(table["kind"].unique())
     ['baseline', 'given']
     """
     check_adata(adata)
     names = names_of(use_rep, (PCA, TOTALS, RANDOM, MAJORITY))
-    vectors = {name: read_vectors(adata, "obsm", name) for name in names}
-    rows, labels = _labelled(adata, label)
+    vectors = {name: read_representation(adata, "obsm", name) for name in names}
+    rows, labels = _labelled(adata, label_key)
     for name in names:
         check_finite(vectors[name][rows], f"obsm[{name!r}]", adata.obs_names[rows])
     if len(labels) <= N_NEIGHBORS + 1 or n_folds < 2:
@@ -115,18 +121,18 @@ def cell_types(
         raise InputError(message)
     in_groups = None if groups is None else read_groups(adata, "groups", groups, rows)
     if in_groups is not None and groups is not None:
-        check_groups(labels, in_groups, label, groups)
+        check_groups(labels, in_groups, label_key, groups)
     folds = make_folds(labels, in_groups, n_folds, seed)
-    batches = None if batch is None else _batches(adata, batch, rows)
-    if not _clusters.has_leiden():
-        warn(f"no ARI and no NMI: {_clusters.NEEDS_IGRAPH}")
+    batches = None if batch_key is None else _batches(adata, batch_key, rows)
+    if not clusters.has_leiden():
+        warn(f"no ARI and no NMI: {clusters.NEEDS_IGRAPH}")
     counts, are_counts = read_counts(adata, layer=layer, use_raw=use_raw)
     counts = counts[rows]
 
     baselines = {
-        PCA: _baselines.pca(counts, are_counts, seed),
-        TOTALS: _baselines.cell_totals(counts, are_counts),
-        RANDOM: _baselines.noise(len(labels), seed),
+        PCA: pca(counts, are_counts, seed),
+        TOTALS: cell_totals(counts, are_counts),
+        RANDOM: noise(len(labels), seed),
     }
     judge = _Judge(labels, in_groups, batches, folds, seed)
     scores: list[Score] = []
@@ -135,22 +141,29 @@ def cell_types(
     for name, baseline in baselines.items():
         scores += judge.scores(baseline, representation=name, kind=BASELINE)
     scores += judge.majority_scores()
-    return to_table(scores, task="cell_types", label=label, groups=groups, batch=batch, n_folds=len(folds), seed=seed)
+    return to_table(
+        scores,
+        task="cell_types",
+        label_key=label_key,
+        groups=groups,
+        batch_key=batch_key,
+        n_folds=len(folds),
+        seed=seed,
+    )
 
 
+@dataclass
 class _Judge:
     """All metrics for one set of labels."""
 
-    def __init__(
-        self,
-        labels: np.ndarray,
-        groups: np.ndarray | None,
-        batches: np.ndarray | None,
-        folds: list[Fold],
-        seed: int,
-    ) -> None:
-        self.labels, self.groups, self.batches, self.folds, self.seed = labels, groups, batches, folds, seed
-        self.codes = np.unique(labels, return_inverse=True)[1]
+    labels: np.ndarray
+    groups: np.ndarray | None
+    batches: np.ndarray | None
+    folds: list[Fold]
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.codes = np.unique(self.labels, return_inverse=True)[1]
 
     def scores(self, vectors: np.ndarray, representation: str, kind: str) -> Iterator[Score]:
         log.info("evaluating %s", representation)
@@ -176,30 +189,28 @@ class _Judge:
     def _unsupervised(self, vectors: np.ndarray, representation: str, kind: str) -> Iterator[Score]:
         from sklearn.metrics import silhouette_samples
 
-        distances, neighbors = _neighbors.nearest(vectors, N_NEIGHBORS_OF_LISI)
+        distances, neighbors = nearest(vectors, N_NEIGHBORS_OF_LISI)
         near = neighbors[:, :N_NEIGHBORS]
         n = len(self.labels)
 
         def whole(metric: str, value: float, detail: str = "") -> Score:
             return Score(metric, representation, kind, float(value), n=n, detail=detail)
 
-        yield self._mean_of_cells("kNN purity", representation, kind, _neighbors.purity(near, self.codes))
-        over_chance = _neighbors.purity(neighbors[:, :N_NEIGHBORS_OF_AUTHORS], self.codes) / _neighbors.chance_purity(
-            self.codes
-        )
+        yield self._mean_of_cells("kNN purity", representation, kind, purity(near, self.codes))
+        over_chance = purity(neighbors[:, :N_NEIGHBORS_OF_AUTHORS], self.codes) / chance_purity(self.codes)
         yield self._mean_of_cells("kNN purity over chance", representation, kind, over_chance)
         yield self._mean_of_cells("silhouette", representation, kind, silhouette_samples(vectors, self.codes))
-        if _clusters.has_leiden():
-            agreement, detail = _clusters.best_agreement(vectors, self.labels, self.seed)
+        if clusters.has_leiden():
+            agreement, detail = clusters.best_agreement(vectors, self.labels, self.seed)
         else:
-            agreement, detail = {"ARI": np.nan, "NMI": np.nan}, _clusters.NEEDS_IGRAPH
+            agreement, detail = {"ARI": np.nan, "NMI": np.nan}, clusters.NEEDS_IGRAPH
         for metric, value in agreement.items():
             yield whole(metric, value, detail)
-        yield whole("graph connectivity", _neighbors.graph_connectivity(near, self.codes))
+        yield whole("graph connectivity", graph_connectivity(near, self.codes))
         if self.batches is not None:
             n_batches = self.batches.max() + 1
             perplexity = min(PERPLEXITY, neighbors.shape[1] // 3)
-            around = _neighbors.lisi(distances, self.batches[neighbors], perplexity)
+            around = lisi(distances, self.batches[neighbors], perplexity)
             yield whole("iLISI", (np.median(around) - 1) / (n_batches - 1), f"{n_batches} batches")
 
     def _mean_of_cells(self, metric: str, representation: str, kind: str, values: np.ndarray) -> Score:
@@ -212,25 +223,25 @@ class _Judge:
         return score._replace(standard_error=spread.standard_error, replicates=spread.replicates, over="groups")
 
 
-def _labelled(adata: AnnData, label: str) -> tuple[np.ndarray, np.ndarray]:
+def _labelled(adata: AnnData, label_key: str) -> tuple[np.ndarray, np.ndarray]:
     """Row numbers of the cells with a label, and these labels."""
-    column = read_column(adata, "label", label)
+    column = column_of(adata, label_key, "label_key")
     missing = column.isna().to_numpy()
     if missing.any():
-        message = f"obs[{label!r}] is missing for {missing.sum()} of {adata.n_obs} cells, which are left out"
+        message = f"obs[{label_key!r}] is missing for {missing.sum()} of {adata.n_obs} cells, which are left out"
         warn(message)
     rows = np.flatnonzero(~missing)
     labels = column[~missing].astype(str).to_numpy(dtype=object).astype(str)
     names = np.unique(labels)
     if len(names) < 2:
-        message = f"obs[{label!r}] has one value, {names.tolist()}; pass a column with two or more types"
+        message = f"obs[{label_key!r}] has one value, {names.tolist()}; pass a column with two or more types"
         raise InputError(message)
     return rows, labels
 
 
-def _batches(adata: AnnData, batch: str, rows: np.ndarray) -> np.ndarray:
-    names, codes = np.unique(read_groups(adata, "batch", batch, rows), return_inverse=True)
+def _batches(adata: AnnData, batch_key: str, rows: np.ndarray) -> np.ndarray:
+    names, codes = np.unique(read_groups(adata, "batch_key", batch_key, rows), return_inverse=True)
     if len(names) < 2:
-        message = f"obs[{batch!r}] has one value, {names.tolist()}; leave batch= away, there is nothing to mix"
+        message = f"obs[{batch_key!r}] has one value, {names.tolist()}: there is nothing to mix; omit batch_key="
         raise InputError(message)
     return codes

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 
 from tahoe._cells.objects import check_adata
+from tahoe._scores.folds import make_folds
+from tahoe._scores.table import BASELINE, Score, mean_score, to_table
 from tahoe.errors import InputError
-from tahoe.evaluate._folds import make_folds
 from tahoe.evaluate._gene_inputs import CONSTANT, Genes, read_genes, resolved
-from tahoe.evaluate._table import BASELINE, Score, mean_score, to_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +32,7 @@ def essentiality(
     n_folds: int = 5,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Judge how well vectors of genes tell essential from other genes, beside baselines.
+    """Judge how well gene embeddings tell essential from other genes, beside baselines.
 
     A random forest of 100 trees in five folds, as in the authors' benchmark :cite:p:`Gandhi2025`. Essential genes are
     expressed in nearly all cells and most others are not, so that expression alone tells them well: hence the same with
@@ -41,7 +41,7 @@ def essentiality(
     Parameters
     ----------
     adata
-        Annotated data matrix with the vectors in ``varm`` and the cells of the baselines. It is not changed.
+        Annotated data matrix with the embeddings in ``varm`` and the cells of the baselines. It is not changed.
     use_rep
         One or more representations in ``adata.varm``, as `tahoe.tl.embed_genes` writes them.
     labels
@@ -149,12 +149,12 @@ def _cross_validated(
     folds = make_folds(truth, None, n_folds, seed)
     scores = []
     for name, (kind, vectors) in named.items():
-        told = []
+        predicted = []
         for train, test in folds:
             classifier = DummyClassifier() if name == CONSTANT else RandomForestClassifier(random_state=seed)
             classifier.fit(vectors[train], truth[train])
-            told.append((truth[test], classifier.predict_proba(vectors[test])[:, 1]))
+            predicted.append((truth[test], classifier.predict_proba(vectors[test])[:, 1]))
         for metric, of in metrics.items():
-            values = [float(of(*pair)) for pair in told]
+            values = [float(of(*pair)) for pair in predicted]
             scores.append(mean_score(metric + suffix, name, kind, values, "folds", n=len(rows), detail=detail))
     return scores

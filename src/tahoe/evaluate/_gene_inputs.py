@@ -1,4 +1,4 @@
-"""Genes of an AnnData with their vectors, and lists of genes to compare them with."""
+"""Genes of an AnnData with their embeddings, and lists of genes to compare them with."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import numpy as np
 from scipy.stats import rankdata
 
 from tahoe._genes.mapping import map_genes, resolve
+from tahoe._scores.baselines import gene_expression, noise, pca_loadings
+from tahoe._scores.table import BASELINE, GIVEN
 from tahoe.errors import InputError, warn
-from tahoe.evaluate import _baselines
-from tahoe.evaluate._inputs import names_of, read_counts, read_vectors
-from tahoe.evaluate._table import BASELINE, GIVEN
+from tahoe.evaluate._inputs import names_of, read_counts, read_representation
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -41,7 +41,7 @@ class Genes:
 
 
 def read_genes(adata: AnnData, use_rep: str | Sequence[str], wanted: set[str], layer: str | None, seed: int) -> Genes:
-    """The wanted genes (Ensembl ids) that have a vector in each representation, and their baselines.
+    """The wanted genes (Ensembl ids) that each representation has, and their baselines.
 
     Raises
     ------
@@ -49,27 +49,27 @@ def read_genes(adata: AnnData, use_rep: str | Sequence[str], wanted: set[str], l
         If a representation does not exist or has single missing values, or no gene is left.
     """
     names = names_of(use_rep, BASELINES)
-    vectors = {name: read_vectors(adata, "varm", name) for name in names}
+    vectors = {name: read_representation(adata, "varm", name) for name in names}
     ids = ids_of(adata)
     rows = np.flatnonzero(np.isin(ids, sorted(wanted)))
     if not len(rows):
         message = f"none of the {len(wanted)} genes of the list is among the {adata.n_vars} genes of adata"
         raise InputError(message)
     rows = rows[np.argsort(ids[rows])]
-    has_vector = np.ones(len(rows), dtype=bool)
+    is_known = np.ones(len(rows), dtype=bool)
     for name in names:
-        has_vector &= _has_vector(vectors[name][rows], name, adata.var_names[rows])
-    if not has_vector.all():
-        message = f"{(~has_vector).sum()} of {len(rows)} genes have no vector in {names} and are left out everywhere"
+        is_known &= _is_known(vectors[name][rows], name, adata.var_names[rows])
+    if not is_known.all():
+        message = f"{(~is_known).sum()} of {len(rows)} genes are missing in one of {names} and are left out everywhere"
         warn(message)
-    rows = rows[has_vector]
+    rows = rows[is_known]
     counts, are_counts = read_counts(adata, layer=layer)
-    expression = _baselines.gene_expression(counts, are_counts)
+    expression = gene_expression(counts, are_counts)
     ranks = rankdata(expression[:, 0]) / len(expression)
     baselines = {
         EXPRESSION: expression[rows],
-        LOADINGS: _baselines.pca_loadings(counts, are_counts, seed)[rows],
-        RANDOM: _baselines.noise(len(rows), seed),
+        LOADINGS: pca_loadings(counts, are_counts, seed)[rows],
+        RANDOM: noise(len(rows), seed),
     }
     return Genes(ids[rows], {name: vectors[name][rows] for name in names} | baselines, names, ranks[rows])
 
@@ -81,7 +81,7 @@ def ids_of(adata: AnnData) -> np.ndarray:
     return map_genes(adata.var, None).gene.astype(str)
 
 
-def _has_vector(vectors: np.ndarray, name: str, genes: Sequence[str]) -> np.ndarray:
+def _is_known(vectors: np.ndarray, name: str, genes: Sequence[str]) -> np.ndarray:
     """Which genes have one; those that no cell expresses are NaN throughout."""
     finite = np.isfinite(vectors)
     partly = np.flatnonzero(finite.any(axis=1) & ~finite.all(axis=1))

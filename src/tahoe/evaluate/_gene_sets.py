@@ -6,18 +6,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tahoe._cells.objects import check_adata
-from tahoe.errors import InputError
+from tahoe._scores.table import BASELINE, Score, mean_score, to_table
+from tahoe.errors import InputError, check_choice
 from tahoe.evaluate._gene_inputs import CONSTANT, Genes, family, read_genes, read_gmt, resolved
-from tahoe.evaluate._table import BASELINE, Score, mean_score, to_table
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Mapping, Sequence
 
     import pandas as pd
+    import torch
     from anndata import AnnData
 
-    from tahoe.evaluate._folds import Fold
+    from tahoe._scores.folds import Fold
 
 PROTOCOLS = ("tahoe-x1", "grouped")
 MICRO, MACRO = "micro average precision", "macro average precision"
@@ -34,18 +35,18 @@ def gene_sets(
     layer: str | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     n_folds: int = 5,
-    device: str | None = None,
+    device: str | torch.device | None = None,
 ) -> pd.DataFrame:
-    """Judge how well vectors of genes tell in which gene sets they are, beside baselines.
+    """Judge how well gene embeddings tell in which gene sets they are, beside baselines.
 
-    Only genes that are in one set or more take part, and of these only those with a vector in each representation, so
+    Only genes that are in one set or more take part, and of these only those that each representation has, so
     that all rows are about the same genes. The baselines are always there: mean expression and share of cells with the
     gene, its loadings on 50 principal components, random numbers, and the frequency of each set.
 
     Parameters
     ----------
     adata
-        Annotated data matrix with the vectors in ``varm`` and the cells of the baselines. It is not changed.
+        Annotated data matrix with the embeddings in ``varm`` and the cells of the baselines. It is not changed.
     use_rep
         One or more representations in ``adata.varm``, as `tahoe.tl.embed_genes` writes them.
     gmt
@@ -54,8 +55,8 @@ def gene_sets(
         ``"tahoe-x1"``: that of the authors :cite:p:`Gandhi2025`. Genes are parted into 70 % to train on, 5 % to stop,
         5 % to choose one of 24 networks by its log-loss, and 20 % to test. Repeated with each of the `seeds`.
         ``"grouped"``: ridge regression with genes of a family (symbols with the same first letters, as RPL3 and RPL10A)
-        never in two folds, since paralogues have like vectors and are in like sets. Its strength is chosen in the genes
-        that are trained on.
+        never in two folds, since paralogues have like embeddings and are in like sets. Its strength is chosen in the
+        genes that are trained on.
     layer
         Where the counts for the baselines are; ``adata.X`` by default.
     seeds
@@ -89,9 +90,7 @@ def gene_sets(
     5
     """
     check_adata(adata)
-    if protocol not in PROTOCOLS:
-        message = f"protocol={protocol!r}; it must be one of {', '.join(map(repr, PROTOCOLS))}"
-        raise InputError(message)
+    check_choice(protocol=(protocol, PROTOCOLS))
     if not len(seeds) or n_folds < 2:
         message = f"seeds={list(seeds)}, n_folds={n_folds}: pass one seed or more, and two folds or more"
         raise InputError(message)
@@ -104,7 +103,7 @@ def gene_sets(
     members = _members(genes.ids, sets, ids)
     if len(genes.ids) < max(LEAST_GENES, n_folds):
         message = (
-            f"{len(genes.ids)} genes are in a set and have vectors; at least {max(LEAST_GENES, n_folds)} are needed"
+            f"{len(genes.ids)} genes are in a set and have embeddings; at least {max(LEAST_GENES, n_folds)} are needed"
         )
         raise InputError(message)
     if protocol == "tahoe-x1":
@@ -124,10 +123,12 @@ def _members(genes: np.ndarray, sets: Mapping[str, Sequence[str]], ids: Mapping[
     return members[:, members.any(axis=0)]
 
 
-def _as_authors(genes: Genes, members: np.ndarray, seeds: Sequence[int], device: str | None) -> list[Score]:
+def _as_authors(
+    genes: Genes, members: np.ndarray, seeds: Sequence[int], device: str | torch.device | None
+) -> list[Score]:
     import torch
 
-    from tahoe.evaluate._mlp import predict_best, split_genes
+    from tahoe._scores.mlp import predict_best, split_genes
 
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     splits = [split_genes(len(members), seed) for seed in seeds]

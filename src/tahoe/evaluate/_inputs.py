@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,17 +10,17 @@ from scipy import sparse
 
 from tahoe._cells.matrix import choose_matrix
 from tahoe._cells.slots import column_of
-from tahoe._genes.mapping import gene_columns
-from tahoe.errors import InputError, warn
+from tahoe._genes.columns import gene_columns
+from tahoe.errors import InputError, similar_names, warn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from anndata import AnnData
 
 
 def names_of(use_rep: str | Sequence[str], baselines: Sequence[str]) -> list[str]:
-    """The representations that were asked for, each once, none of them called like a baseline."""
+    """The representations that are named, each once, none of them called like a baseline."""
     names = [use_rep] if isinstance(use_rep, str) else list(use_rep)
     if not names or any(not isinstance(name, str) for name in names):
         message = f'use_rep={use_rep!r}: pass one or more names of representations, such as ["X_tahoe"]'
@@ -34,7 +33,7 @@ def names_of(use_rep: str | Sequence[str], baselines: Sequence[str]) -> list[str
     return names
 
 
-def read_vectors(adata: AnnData, container: str, key: str) -> np.ndarray:
+def read_representation(adata: AnnData, container: str, key: str) -> np.ndarray:
     """A representation in ``obsm`` or ``varm`` as a float array, rows × dimensions.
 
     Raises
@@ -44,7 +43,7 @@ def read_vectors(adata: AnnData, container: str, key: str) -> np.ndarray:
     """
     slots = getattr(adata, container)
     if key not in slots:
-        message = f"{container}[{key!r}] does not exist; adata.{container} has {_near(key, slots)}"
+        message = f"{container}[{key!r}] does not exist; adata.{container} has {similar_names(key, slots)}"
         raise InputError(message)
     values: Any = slots[key]
     values = values.toarray() if sparse.issparse(values) else values
@@ -66,23 +65,9 @@ def check_finite(vectors: np.ndarray, slot: str, names: pd.Index) -> None:
         raise InputError(message)
 
 
-def read_column(adata: AnnData, argument: str, key: str) -> pd.Series:
-    """A column of ``obs`` without its unused categories."""
-    if key not in adata.obs:
-        message = f"{argument}={key!r} is not a column of adata.obs, which has {_near(key, adata.obs.columns)}"
-        raise InputError(message)
-    return column_of(adata, key)
-
-
-def _near(key: str, present: Iterable[str]) -> str:
-    """The names that are most like one that is not there, or the first ones."""
-    names = [str(name) for name in present]
-    return ", ".join(map(repr, difflib.get_close_matches(str(key), names, n=3) or names[:8])) or "nothing"
-
-
 def read_groups(adata: AnnData, argument: str, key: str, rows: np.ndarray) -> np.ndarray:
     """A column of ``obs`` as strings, in the given rows; none may be missing."""
-    column = read_column(adata, argument, key).iloc[rows]
+    column = column_of(adata, key, argument).iloc[rows]
     if column.isna().any():
         message = f"obs[{key!r}] is missing for {column.isna().sum()} labelled cells; fill it in, or leave these out"
         raise InputError(message)

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 
 from tahoe._cells.objects import check_adata
+from tahoe._cells.slots import column_of
+from tahoe._scores.permutation import pairing_p_value
+from tahoe._scores.shifts import energy_distances, linear_shifts, mean_of_others
+from tahoe._scores.table import BASELINE, GIVEN, Score, mean_score, to_table
 from tahoe.errors import InputError, warn
-from tahoe.evaluate._inputs import read_column
-from tahoe.evaluate._permutation import pairing_p_value
-from tahoe.evaluate._shifts import energy_distances, linear_shifts, mean_of_others
-from tahoe.evaluate._table import BASELINE, GIVEN, Score, mean_score, to_table
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -175,7 +175,7 @@ def _keys(name: str, adata: AnnData, perturbation_key: str | None, context_key: 
         if key is None:
             columns[what] = np.full(adata.n_obs, "", dtype=object)
             continue
-        column = read_column(adata, f"{what}_key (of {name})", key)
+        column = column_of(adata, key, f"{what}_key (of {name})")
         if column.isna().any():
             message = f"obs[{key!r}] of {name} is missing for {column.isna().sum()} cells; leave these out"
             raise InputError(message)
@@ -230,13 +230,13 @@ def _add_baselines(units: list[_Unit], train: list[_Unit] | None, genes: list[st
 
 def _scores(units: list[_Unit], name: str, kind: str, max_cells: int, seed: int) -> list[Score]:
     true = np.stack([unit.shift for unit in units])
-    told = np.stack([unit.predicted[name].mean(axis=0) - unit.control.mean(axis=0) for unit in units])
-    detail = "" if np.isfinite(told).all() else "the perturbed genes are not among the genes"
+    predicted = np.stack([unit.predicted[name].mean(axis=0) - unit.control.mean(axis=0) for unit in units])
+    detail = "" if np.isfinite(predicted).all() else "the perturbed genes are not among the genes"
     energy = energy_distances([unit.predicted[name] for unit in units], [unit.true for unit in units], max_cells, seed)
     matrices = {
-        "Pearson of the shift": correlations(told, true),
-        "Spearman of the shift": correlations(_ranks(told), _ranks(true)),
-        "discrimination score": discrimination(told, true),
+        "Pearson of the shift": correlations(predicted, true),
+        "Spearman of the shift": correlations(_ranks(predicted), _ranks(true)),
+        "discrimination score": discrimination(predicted, true),
         "energy distance": -energy,
     }
     scores = []
@@ -248,11 +248,11 @@ def _scores(units: list[_Unit], name: str, kind: str, max_cells: int, seed: int)
     return scores
 
 
-def correlations(told: np.ndarray, true: np.ndarray) -> np.ndarray:
+def correlations(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
     """Pearson correlation of each row with each row, 0 with a row that is constant."""
-    told, true = (rows - rows.mean(axis=1, keepdims=True) for rows in (told, true))
-    lengths = np.linalg.norm(told, axis=1)[:, None] * np.linalg.norm(true, axis=1)[None]
-    return np.divide(told @ true.T, lengths, out=np.where(np.isnan(lengths), np.nan, 0.0), where=lengths > 1e-12)
+    predicted, true = (rows - rows.mean(axis=1, keepdims=True) for rows in (predicted, true))
+    lengths = np.linalg.norm(predicted, axis=1)[:, None] * np.linalg.norm(true, axis=1)[None]
+    return np.divide(predicted @ true.T, lengths, out=np.where(np.isnan(lengths), np.nan, 0.0), where=lengths > 1e-12)
 
 
 def _ranks(rows: np.ndarray) -> np.ndarray:
@@ -261,12 +261,12 @@ def _ranks(rows: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(rows).any(axis=1, keepdims=True), np.nan, rankdata(np.nan_to_num(rows), axis=1))
 
 
-def discrimination(told: np.ndarray, true: np.ndarray) -> np.ndarray:
+def discrimination(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
     """For each prediction and truth, the share of the other truths that are farther away; ties count half."""
     n = len(true)
     if n < 2:
         return np.full((n, n), np.nan)
-    apart = np.abs(told[:, None] - true[None]).sum(axis=2)
+    apart = np.abs(predicted[:, None] - true[None]).sum(axis=2)
     nearer = (apart[:, None] < apart[:, :, None]).sum(axis=2)
     ties = (apart[:, None] == apart[:, :, None]).sum(axis=2) - 1
     return np.where(np.isnan(apart), np.nan, 1 - (nearer + ties / 2) / (n - 1))

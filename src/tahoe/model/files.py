@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import TYPE_CHECKING
 
 from tahoe.errors import ModelError
@@ -21,6 +22,18 @@ DRUGS_FILE = "drug_to_id_pad.json"
 FILES = (WEIGHTS_FILE, MODEL_FILE, COLLATOR_FILE, VOCABULARY_FILE)
 # How far below a folder checkpoints are looked for: a cache of the Hub has them under models--…/snapshots/<commit>.
 MAX_DEPTH, MAX_FOLDERS = 4, 500
+
+
+def weights_sha256(folder: Path) -> str:
+    """Hash of the weights, which takes a pass over them unless they are in the cache of the Hub."""
+    return sha256_by_name(folder / WEIGHTS_FILE) or file_sha256(folder / WEIGHTS_FILE)
+
+
+def sha256_by_name(path: Path) -> str | None:
+    """Hash of a large file as the cache of the Hub names it; `tahoe download NAME --verify` compares the content."""
+    file = path.resolve()
+    in_cache = file.parent.name == "blobs" and file.parents[1].name.startswith("models--")
+    return file.name if in_cache and re.fullmatch("[0-9a-f]{64}", file.name) else None
 
 
 def file_sha256(path: Path) -> str:

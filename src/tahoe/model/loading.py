@@ -11,7 +11,7 @@ import torch
 from tahoe.errors import DeviceError, ModelError
 from tahoe.model.checkpoint.weights import read_checkpoint
 from tahoe.model.cpu.linear import has_bfloat16, has_int8
-from tahoe.model.files import WEIGHTS_FILE, file_sha256
+from tahoe.model.files import weights_sha256
 from tahoe.model.hub import download as hub
 from tahoe.model.model import TahoeModel
 from tahoe.model.network.attention import choose_attention
@@ -85,7 +85,7 @@ def load_model(
     with torch.inference_mode(False), torch.device("cpu"):
         network, vocabulary, drugs = read_checkpoint(folder)
         # now, since the file may be replaced later
-        sha256 = sha256 or file_sha256(folder / WEIGHTS_FILE)
+        sha256 = sha256 or weights_sha256(folder)
         precision = choose_dtype(dtype or settings.dtype, where, network.config.precision)
         kernel = choose_attention(attention or settings.attention, where, precision, network.config.d_model)
         network.set_precision(precision).to(where)

@@ -9,10 +9,10 @@ from scipy.spatial.distance import pdist, squareform
 
 from tahoe._cells.objects import check_adata
 from tahoe._cells.slots import columns_of
-from tahoe._run.inputs import check_at_least
 from tahoe._run.parameters import document_parameters
-from tahoe.errors import InputError
-from tahoe.pl._results import new_axes, slot_of
+from tahoe.errors import InputError, check_at_least, check_choice
+from tahoe.pl._results import slot_of
+from tahoe.pl._style import COLORMAP, new_axes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,9 +68,7 @@ def attention(
     """
     check_adata(adata)
     check_at_least(n_pairs=(n_pairs, 1))
-    if kind not in KINDS:
-        message = f"kind={kind!r} is unknown; choose 'heatmap' or 'network'"
-        raise InputError(message)
+    check_choice(kind=(kind, KINDS))
     slot, _ = slot_of(adata, "varp", key, group, "attention")
     columns = columns_of(adata, genes)
     pairs = sparse.coo_matrix(sparse.csr_matrix(adata.varp[slot])[columns][:, columns])
@@ -97,7 +95,7 @@ def _draw_heatmap(ax: Axes, weights: np.ndarray, names: np.ndarray) -> None:
     """All pairs, in an order that brings genes with similar rows and columns together."""
     order = _order(pdist(np.hstack([weights, weights.T])))
     weights, names = weights[np.ix_(order, order)], names[order]
-    image = ax.imshow(np.where(weights > 0, weights, np.nan), cmap="Blues", vmin=0)
+    image = ax.imshow(np.where(weights > 0, weights, np.nan), cmap=COLORMAP, vmin=0)
     ax.set_facecolor("0.9")  # pairs without a value
     places = range(len(names))
     ax.set_xticks(places, names, rotation=90, fontsize="small")
@@ -148,7 +146,7 @@ def _draw_arrow(ax: Axes, start: np.ndarray, end: np.ndarray, strength: float) -
         arrowstyle="-|>",
         mutation_scale=9,
         linewidth=0.5 + 2 * strength,
-        color=colormaps["Blues"](0.25 + 0.75 * strength),
+        color=colormaps[COLORMAP](0.25 + 0.75 * strength),
     )
     ax.add_patch(arrow)
 

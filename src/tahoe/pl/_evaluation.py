@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from tahoe.errors import InputError
+from tahoe.pl._style import BLUE, GREY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLUMNS = ("metric", "representation", "kind", "value", "standard_error")
-GIVEN, BASELINE = "#2171b5", "0.55"
 # Half the width of an interval that holds the mean in 95 of 100 cases, in standard errors.
 WIDTH = 1.96
 
@@ -83,14 +83,14 @@ def _draw(ax: Axes, rows: pd.DataFrame, name: str, representations: list[str]) -
     values = rows["value"].to_numpy(dtype=float)
     errors = WIDTH * np.nan_to_num(rows["standard_error"].to_numpy(dtype=float))
     is_baseline = (rows["kind"] == "baseline").to_numpy()
-    for chosen, color in ((is_baseline, BASELINE), (~is_baseline, GIVEN)):
+    for chosen, color in ((is_baseline, GREY), (~is_baseline, BLUE)):
         ax.errorbar(
             values[chosen], heights[chosen], xerr=errors[chosen], fmt="o", color=color, markersize=5, linewidth=1.5
         )
     baselines = rows.loc[is_baseline, "value"].dropna()
     if len(baselines):
         best = baselines.min() if "lower" in rows.get("better", pd.Series()).to_numpy() else baselines.max()
-        ax.axvline(best, color=BASELINE, linewidth=0.8, linestyle=":", zorder=0)
+        ax.axvline(best, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
     ax.set(yticks=range(len(representations)), yticklabels=representations, ylim=(len(representations) - 0.5, -0.5))
     ax.set_title(name, fontsize="small", loc="left")
     ax.tick_params(axis="x", labelsize="small")

@@ -5,16 +5,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tahoe._cells.objects import check_adata
-from tahoe._genes.mapping import MATCHES
+from tahoe._genes.table import MATCHES
 from tahoe._run.parameters import document_parameters
 from tahoe.errors import InputError
+from tahoe.pl._style import BLUE, ORANGE, PALE_BLUE, PALE_ORANGE, new_axes
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
 # The paler bar of each pair is the genes, the darker one the counts: in the vocabulary, and lost.
-KNOWN, LOST = ("#9ecae1", "#2171b5"), ("#fdbe85", "#d94701")
+KNOWN, LOST = (PALE_BLUE, BLUE), (PALE_ORANGE, ORANGE)
 
 
 @document_parameters
@@ -49,22 +50,13 @@ def gene_mapping(adata: AnnData, *, ax: Axes | None = None) -> Axes:
     report = adata.uns["tahoe_genes"]
     # a file gives the report back in another order, and one of an older version has fewer kinds of matches
     matches = [match for match in MATCHES if report["genes"].get(match) and match != "modality"]
-    if ax is None:
-        from matplotlib import pyplot as plt
-
-        _, ax = plt.subplots(figsize=(6.5, 1.4 + 0.5 * len(matches)), layout="constrained")
+    ax = ax or new_axes(6.5, 1.4 + 0.5 * len(matches))
     has_counts = "counts" in report
     n_genes = [report["genes"][match] for match in matches]
     known = [report["genes_in_vocabulary"][match] for match in matches]
     share, known_share = (np.array(numbers) / report["n_genes"] for numbers in (n_genes, known))
-    _draw_bars(
-        ax,
-        share,
-        known_share,
-        [f"{number:,} gene{'s' * (number != 1)}" for number in n_genes],
-        shade=0,
-        row=-0.2 * has_counts,
-    )
+    numbers = [f"{number:,} gene{'s' * (number != 1)}" for number in n_genes]
+    _draw_bars(ax, share, known_share, numbers, shade=0, row=-0.2 * has_counts)
     if has_counts:
         share, known_share = (
             np.array([report[key][match] for match in matches]) for key in ("counts", "counts_in_vocabulary")

@@ -1,15 +1,14 @@
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tahoe._cells.objects import check_adata
-from tahoe._run.inputs import check_at_least
 from tahoe._run.parameters import document_parameters
-from tahoe.errors import InputError
-from tahoe.pl._results import new_axes, slot_of
+from tahoe.errors import InputError, check_at_least, similar_names
+from tahoe.pl._results import slot_of
+from tahoe.pl._style import BLUE, PALE_BLUE, new_axes
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -61,8 +60,7 @@ def gene_neighbors(
     check_at_least(n_neighbors=(n_neighbors, 1), min_cells=(min_cells, 1))
     slot, number = slot_of(adata, "varm", key, group, "embed_genes")
     if gene not in adata.var_names:
-        near = ", ".join(map(repr, difflib.get_close_matches(gene, adata.var_names, n=3))) or "none"
-        message = f"gene={gene!r} is not in adata.var_names (near: {near})"
+        message = f"gene={gene!r} is not in adata.var_names (near: {similar_names(gene, adata.var_names)})"
         raise InputError(message)
     embeddings = np.asarray(adata.varm[slot])
     column = _column_of(adata.var_names == gene, embeddings, f"gene={gene!r}", f"varm[{slot!r}]")
@@ -115,8 +113,8 @@ def _draw(ax: Axes, similarity: np.ndarray, names: list[str], labels: list[str])
     rows = np.arange(len(names))
     lowest = similarity.min()
     start = lowest - 0.15 * (1 - lowest) - 0.01
-    ax.hlines(rows, start, similarity, color="#9ecae1", linewidth=2)
-    ax.plot(similarity, rows, "o", color="#2171b5", markersize=7)
+    ax.hlines(rows, start, similarity, color=PALE_BLUE, linewidth=2)
+    ax.plot(similarity, rows, "o", color=BLUE, markersize=7)
     for row, label in zip(rows, labels, strict=True):
         ax.annotate(
             label, (1, row), (6, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center",

@@ -8,15 +8,15 @@ import pandas as pd
 
 from tahoe._cells.objects import check_adata
 from tahoe._cells.slots import groups_of
+from tahoe._reference.labels import UNKNOWN
 from tahoe._run.parameters import document_parameters
 from tahoe.errors import InputError
-from tahoe.pl._results import new_axes
+from tahoe.pl._style import COLORMAP, MEDIUM_BLUE, new_axes
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
-UNKNOWN = "unknown"
 # Shares below this are not written into their field.
 WRITTEN = 0.05
 
@@ -81,7 +81,7 @@ def _bars(labels: pd.Series, confidence: np.ndarray, order: list[str], key: str,
     order = sorted(order, key=lambda label: (label == UNKNOWN, -n_cells[label]))
     ax = new_axes(6, 1.1 + 0.3 * len(order)) if ax is None else ax
     lengths = [n_cells[label] for label in order]
-    ax.barh(order, lengths, color=["0.75" if label == UNKNOWN else "#4292c6" for label in order], height=0.7)
+    ax.barh(order, lengths, color=["0.75" if label == UNKNOWN else MEDIUM_BLUE for label in order], height=0.7)
     for row, label in enumerate(order):
         ax.annotate(
             f"{lengths[row]:,} · {_mean(confidence[labels == label])}", (lengths[row], row), (4, 0),
@@ -108,7 +108,7 @@ def _table(
     shares = shares.iloc[np.lexsort((-shares.to_numpy().max(axis=1), first))]
     values = shares.to_numpy()
     ax = new_axes(3.2 + 0.5 * len(order), 2.2 + 0.32 * len(shares)) if ax is None else ax
-    ax.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    ax.imshow(values, cmap=COLORMAP, vmin=0, vmax=1, aspect="auto")
     for row, column in zip(*np.nonzero(values >= WRITTEN), strict=True):
         colour = "white" if values[row, column] > 0.55 else "0.2"
         share = f"{100 * values[row, column]:.0f}"

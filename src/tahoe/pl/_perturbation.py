@@ -6,10 +6,9 @@ import numpy as np
 
 from tahoe._cells.objects import check_adata
 from tahoe._perturbation.results import table_of
-from tahoe._run.inputs import check_at_least
 from tahoe._run.parameters import document_parameters
-from tahoe.errors import InputError
-from tahoe.pl._results import new_axes
+from tahoe.errors import InputError, check_at_least
+from tahoe.pl._style import BLUE, PALE_BLUE, RED, new_axes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -106,12 +105,10 @@ def _draw(ax: Axes, shown: pd.DataFrame, y: str, x: str, n_genes: int) -> None:
     if y != "shift":
         ends[max(0, len(shown) - n_genes) :] = n_genes > 0
     ax.axhline(0, color="0.8", linewidth=0.8, zorder=0)
-    ax.scatter(across[~ends], heights[~ends], s=8, color="#9ecae1", linewidth=0, rasterized=len(shown) > 2000)
-    ax.scatter(across[ends], heights[ends], s=16, color="#2171b5", linewidth=0)
+    ax.scatter(across[~ends], heights[~ends], s=8, color=PALE_BLUE, linewidth=0, rasterized=len(shown) > 2000)
+    ax.scatter(across[ends], heights[ends], s=16, color=BLUE, linewidth=0)
     if f"{y}_exact" in shown and shown[f"{y}_exact"].notna().any():
-        ax.scatter(
-            across, shown[f"{y}_exact"], s=34, facecolor="none", edgecolor="#cb4b16", linewidth=0.8, label="exact"
-        )
+        ax.scatter(across, shown[f"{y}_exact"], s=34, facecolor="none", edgecolor=RED, linewidth=0.8, label="exact")
         ax.legend(frameon=False, fontsize="small", loc="best")
     _name(ax, across[ends], heights[ends], shown["gene"].to_numpy()[ends], of_rank=x == "rank")
     ax.set(xlabel="rank" if x == "rank" else "share of the cells that express it", ylabel=LABELS[y])

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from tahoe._cells.slots import slot_names
-from tahoe.errors import InputError
+from tahoe.errors import InputError, similar_names
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from matplotlib.axes import Axes
 
 
 def slot_of(adata: AnnData, container: str, key: str, group: str | None, verb: str) -> tuple[str, int]:
@@ -28,9 +26,8 @@ def slot_of(adata: AnnData, container: str, key: str, group: str | None, verb: s
         record = {}  # of another verb's result of the same name
     groups = [str(name) for name in record.get("groups", [])]
     if group is not None and group not in groups:
-        near = difflib.get_close_matches(group, groups, n=1) or groups[:5]
-        hint = f"such as {', '.join(map(repr, near))}" if near else "none; omit group="
-        message = f"group={group!r} is not among the groups of uns[{key!r}], which has {len(groups)}: {hint}"
+        present = similar_names(group, groups) if groups else "none; omit group="
+        message = f"group={group!r} is not a group of uns[{key!r}], which has {present}"
         raise InputError(message)
     if group is None and groups:
         message = f"uns[{key!r}] has {len(groups)} groups; pass group=, such as {groups[0]!r}"
@@ -40,10 +37,3 @@ def slot_of(adata: AnnData, container: str, key: str, group: str | None, verb: s
         message = f"{container}[{slot!r}] does not exist; call tahoe.tl.{verb}(adata) first"
         raise InputError(message)
     return slot, groups.index(group) if group is not None else 0
-
-
-def new_axes(width: float, height: float) -> Axes:
-    """Axes of a new figure, its size in inches."""
-    from matplotlib import pyplot as plt
-
-    return plt.subplots(figsize=(width, height), layout="constrained")[1]

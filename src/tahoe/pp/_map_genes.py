@@ -8,7 +8,9 @@ from tahoe._cells.genes import genes_are_rows, hint_if_transposed
 from tahoe._cells.matrix import choose_matrix, in_memory, named_layers
 from tahoe._cells.objects import check_adata
 from tahoe._cells.slots import copy_or_self, write
-from tahoe._genes import mapping as _genes
+from tahoe._genes.columns import gene_columns
+from tahoe._genes.mapping import map_genes as find_genes
+from tahoe._genes.report import non_negative_totals
 from tahoe._run.parameters import document_parameters
 from tahoe.errors import InputError, warn
 
@@ -90,9 +92,7 @@ def map_genes(
     adata = copy_or_self(adata, copy)
     totals, slot = _totals(adata)
     with hint_if_transposed(adata, organism):
-        mapping = _genes.map_genes(
-            in_memory(adata.var), totals, gene_key=gene_key, organism=organism, duplicates=duplicates
-        )
+        mapping = find_genes(in_memory(adata.var), totals, gene_key=gene_key, organism=organism, duplicates=duplicates)
     report = mapping.report
     if slot:
         report["counts_from"] = slot
@@ -110,8 +110,8 @@ def _totals(adata: AnnData) -> tuple[np.ndarray | None, str]:
     for layer in (None, *(name for name in named_layers(adata) if "count" in name.lower())):
         try:
             matrix = choose_matrix(adata, layer=layer)
-            are_genes = _genes.gene_columns(matrix.var).are_genes
-            totals = _genes.non_negative_totals(np.where(are_genes, matrix.totals, 0))
+            are_genes = gene_columns(matrix.var).are_genes
+            totals = non_negative_totals(np.where(are_genes, matrix.totals, 0))
         except InputError:  # no X, no cells, storage that cannot be read by rows: names alone can still be mapped
             continue
         if totals is not None:

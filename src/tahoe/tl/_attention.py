@@ -8,11 +8,11 @@ import numpy as np
 
 from tahoe._cells.objects import check_adata
 from tahoe._cells.slots import columns_of, copy_or_self, groups_of, slot_names
-from tahoe._run.inputs import check_at_least, choose_heads, choose_network_layers, read_inputs
+from tahoe._run.inputs import choose_numbers, read_inputs
 from tahoe._run.means import AttentionMeans, check_fits
 from tahoe._run.parameters import document_parameters
 from tahoe._run.provenance import check_key, write_results
-from tahoe.errors import InputError, warn
+from tahoe.errors import InputError, check_at_least, warn
 
 if TYPE_CHECKING:
     import os
@@ -129,8 +129,9 @@ def attention(
     )
     # a batch is one cell, so that no more than its weights are held
     inputs = replace(inputs, token_budget=1)
-    network_layers = choose_network_layers(network_layer, inputs.model.config.n_layers)
-    head_numbers = choose_heads(heads, inputs.model.config.n_heads)
+    config = inputs.model.config
+    network_layers = choose_numbers("network_layer", network_layer, config.n_layers, "layers")
+    head_numbers = choose_numbers("heads", heads, config.n_heads, "heads")
     columns = inputs.expressed(chosen)
     n_groups, n_genes = len(groups), len(columns)
     n_bytes = (20 if top_k is None else 36) * n_groups * n_genes**2
@@ -147,15 +148,8 @@ def attention(
     )
     record |= {} if groupby is None else {"groups": groups, "group_sizes": group_sizes.tolist()}
     means = AttentionMeans(
-        inputs.result_tokens,
-        columns,
-        codes,
-        n_groups,
-        inputs.model.config.vocab_size,
-        network_layers,
-        head_numbers,
-        top_k,
-        min_cells,
+        *(inputs.result_tokens, columns, codes, n_groups, config.vocab_size),
+        *(network_layers, head_numbers, top_k, min_cells),
     )
     matrices, from_cell = inputs.aggregate(means, max_length=max_length, seed=seed).result()
     varp, var = dict(zip(names, matrices, strict=True)), dict(zip(cls_names, from_cell, strict=True))

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 from tahoe._cells.objects import check_adata
 from tahoe._cells.slots import copy_or_self, n_genes_name
 from tahoe._run.embed import embed_in_place
-from tahoe._run.inputs import check_at_least, read_inputs
+from tahoe._run.inputs import read_inputs
 from tahoe._run.parameters import document_parameters
 from tahoe._run.provenance import check_key
+from tahoe.errors import check_at_least
 
 if TYPE_CHECKING:
     import os

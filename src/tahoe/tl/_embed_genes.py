@@ -7,12 +7,12 @@ import numpy as np
 
 from tahoe._cells.objects import check_adata
 from tahoe._cells.slots import copy_or_self, groups_of, slot_names
-from tahoe._run.all_genes import all_gene_vectors
-from tahoe._run.inputs import check_at_least, read_inputs
+from tahoe._run.all_genes import embed_all_genes
+from tahoe._run.inputs import read_inputs
 from tahoe._run.means import GeneMeans, check_fits
 from tahoe._run.parameters import document_parameters
 from tahoe._run.provenance import check_key, write_results
-from tahoe.errors import InputError
+from tahoe.errors import InputError, check_at_least, check_choice
 
 if TYPE_CHECKING:
     import os
@@ -95,9 +95,7 @@ def embed_genes(
     """
     check_adata(adata)
     check_at_least(max_length=(max_length, 2))
-    if context not in (True, False, "all"):
-        message = f"context={context!r}; it must be True, False or 'all'"
-        raise InputError(message)
+    check_choice(context=(context, (True, False, "all")))
     context = context if context == "all" else bool(context)
     if groupby is not None and context is not True:
         message = f"groupby={groupby!r}, but with context={context!r} the embeddings are the same in all cells; omit it"
@@ -121,7 +119,7 @@ def embed_genes(
     record = inputs.record(context=context, groupby=groupby, max_length=max_length, seed=seed)
     record |= {} if groupby is None else {"groups": groups, "group_sizes": np.bincount(codes).tolist()}
     if context == "all":
-        varm = {key_added: all_gene_vectors(inputs.model, inputs.result_tokens)}
+        varm = {key_added: embed_all_genes(inputs.model, inputs.result_tokens)}
     elif context:
         check_fits(
             24 * len(groups) * adata.n_vars * inputs.model.config.d_model,

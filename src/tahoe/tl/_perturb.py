@@ -11,11 +11,11 @@ from tahoe._perturbation.perturbed_cells import choose_cells
 from tahoe._perturbation.requests import requested_edits
 from tahoe._perturbation.screen import Plan, Screen
 from tahoe._perturbation.states import check_chosen, replicates_of, states_of
-from tahoe._run.asked_genes import drug_edits, edits_of
-from tahoe._run.inputs import check_at_least, read_inputs
+from tahoe._run.inputs import read_inputs
 from tahoe._run.parameters import document_parameters
 from tahoe._run.provenance import check_key, write_results
-from tahoe.errors import InputError, ModelError, warn
+from tahoe._run.requested_genes import drug_edits, edits_of
+from tahoe.errors import InputError, ModelError, check_at_least, warn
 from tahoe.model import TahoeModel
 from tahoe.settings import settings
 
@@ -82,13 +82,14 @@ def perturb(
         measured, the model knows, and `min_cells` of the cells can have edited; ``"vocabulary"``, for
         ``kind="activate"``, every gene of the model.
     kind
-        ``"delete"`` takes the gene's token away; bins and choice of the other genes stay. ``"maximum"`` gives it the
+        ``"delete"`` removes the gene's token; bins and choice of the other genes stay. ``"maximum"`` gives it the
         highest bin in the cells that express it. ``"activate"`` adds it with the highest bin to the cells that do not.
         ``"drug"``, for models with a drug encoder, puts a cell with the drug's token beside the same cell with that of
         no drug: an association that was learned, without dose; `drugs` says which.
     goal
         ``(column, start, end)``: a column of ``adata.obs`` and two of its values. Cells of `start` are perturbed, and
-        their movement to those of `end` is told. `None` perturbs cells whatever they are, and tells how far they move.
+        their movement towards those of `end` is measured. `None` perturbs all cells, and measures how far they
+        move.
     alternative
         With `goal`, another value of its column: a state to be avoided.
     method
@@ -98,8 +99,8 @@ def perturb(
         Column of ``adata.obs`` with the replicate (donor) of each cell, each of which then counts alike. Only with it
         there are p-values: cells are not replicates.
     min_cells
-        Leave out genes that fewer of the perturbed cells of a group can have edited; of those that were asked for,
-        only the statistics.
+        Leave out genes that fewer of the perturbed cells of a group can have edited; of genes that are named, only
+        the statistics.
     n_cells
         Most cells that are perturbed, in each group, drawn by `seed`; and most of each state for a centroid. Of the
         start state at least half of the cells are left for its centroid.
@@ -184,7 +185,7 @@ def perturb(
         n_exact=(n_exact, 0),
         n_projections=(n_projections, 1),
     )
-    asked = requested_edits(genes, kind, method, drugs)
+    requested = requested_edits(genes, kind, method, drugs)
     check_key(adata, key_added, ("obsm", key_added))
     codes, groups = groups_of(adata, groupby)
     states = states_of(adata, goal, alternative)
@@ -221,7 +222,7 @@ def perturb(
         max_length=max_length,
         seed=seed,
     )
-    names, edits, pool = edits_of(inputs, asked, vocabulary=isinstance(genes, str) and genes == "vocabulary")
+    names, edits, pool = edits_of(inputs, requested, vocabulary=isinstance(genes, str) and genes == "vocabulary")
     if kind == "drug":
         names, edits, inputs = drug_edits(inputs, drugs)
     plan = Plan(
@@ -283,8 +284,8 @@ def _named(
     columns = dict(zip(inputs.result_tokens[places].tolist(), inputs.matrix.var.index[places].astype(str), strict=True))
     edits = table["edit"].tolist()
     ids = ["" if drugs else "+".join(vocabulary[gene] for gene in edit) for edit in edits]
-    told = [names.get(edit) or columns.get(edit[0], id_) for edit, id_ in zip(edits, ids, strict=True)]
+    gene_names = [names.get(edit) or columns.get(edit[0], id_) for edit, id_ in zip(edits, ids, strict=True)]
     of_group = [groups[code] for code in table["group"]]
-    texts = {"gene": told, "ensembl_id": ids, "group": of_group}
+    texts = {"gene": gene_names, "ensembl_id": ids, "group": of_group}
     named = table.assign(**{name: pd.Categorical(np.array(text, dtype=object)) for name, text in texts.items()})
     return named[[name for name in COLUMNS if name in named]].reset_index(drop=True)

@@ -8,13 +8,13 @@ import pandas as pd
 
 from tahoe._cells.objects import check_adata
 from tahoe._cells.slots import copy_or_self
-from tahoe._run.asked_genes import tokens_of_genes
-from tahoe._run.inputs import check_at_least, read_inputs
+from tahoe._run.inputs import read_inputs
 from tahoe._run.means import check_fits
 from tahoe._run.parameters import document_parameters
 from tahoe._run.predictions import HiddenPredictions, ObservedPredictions, QueriedPredictions
 from tahoe._run.provenance import check_key, write_results
-from tahoe.errors import InputError
+from tahoe._run.requested_genes import tokens_of_genes
+from tahoe.errors import InputError, check_at_least, check_choice
 
 if TYPE_CHECKING:
     import os
@@ -169,9 +169,7 @@ def predict_expression(
 
 
 def _check_question(genes: list[str] | None, mask_fraction: float | None, decoder: str) -> None:
-    if decoder not in DECODERS:
-        message = f"decoder={decoder!r} is unknown; choose 'expression' or 'mvc'"
-        raise InputError(message)
+    check_choice(decoder=(decoder, DECODERS))
     if genes is not None and mask_fraction is not None:
         message = "genes= and mask_fraction= ask two questions; pass only one of them"
         raise InputError(message)

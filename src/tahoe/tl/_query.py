@@ -1,4 +1,4 @@
-"""The vectors with which a reference is asked: those that are there, or made as the reference's were."""
+"""The embeddings with which a reference is searched: those that are there, or made as the reference's were."""
 
 from __future__ import annotations
 
@@ -26,14 +26,9 @@ def check_query(adata: AnnData, reference: Reference) -> None:
     tahoe.errors.InputError, tahoe.errors.ModelError
         If its provenance is missing, or another.
     """
-    key, who = reference.use_rep, f"the reference {reference.name!r}"
-    if key not in adata.obsm:
-        return
-    check_same_embedding(record_of(adata.uns, key, "adata"), reference.embedding, key, who)
-    width = adata.obsm[key].shape[1]
-    if width != reference.width:
-        message = f"obsm[{key!r}] has {width} coordinates, and {who} {reference.width}; embed the cells again"
-        raise InputError(message)
+    key = reference.use_rep
+    if key in adata.obsm:
+        check_same_embedding(record_of(adata.uns, key, "adata"), adata.obsm[key].shape[1], reference)
 
 
 def embed_as(

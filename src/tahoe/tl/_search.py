@@ -7,9 +7,9 @@ import numpy as np
 
 from tahoe._cells.objects import check_adata
 from tahoe._cells.slots import copy_or_self
+from tahoe._reference.embeddings import unit
 from tahoe._reference.reference import load_reference
 from tahoe._reference.transfer import CELLS_AT_ONCE
-from tahoe._reference.vectors import unit
 from tahoe._run.parameters import document_parameters
 from tahoe._run.provenance import check_key, write_results
 from tahoe.errors import warn
@@ -71,8 +71,8 @@ def search(
         Row numbers in the reference, from the most alike on; ``reference.obs(rows)`` tells of them what it knows. -1
         for a cell without an embedding.
     ``adata.obsm[f"{key_added}_distances"]`` : `numpy.ndarray` (float32, cells × k)
-        Euclidean distances of vectors of length one, between 0 and 2: the square root of 2 - 2 × cosine. NaN for a cell
-        without an embedding. Equal ones are in the order of the rows.
+        Euclidean distances of embeddings of length one, between 0 and 2: the square root of 2 - 2 × cosine. NaN for a
+        cell without an embedding. Equal ones are in the order of the rows.
     ``adata.uns[key_added]`` : `dict`
         Provenance, and the names of all cells that were found: ``ids``, of the ``rows``.
 
@@ -109,12 +109,12 @@ def search(
     where = choose_device(device or settings.device)
     adata = copy_or_self(adata, copy)
     options: dict[str, Any] = {"layer": layer, "use_raw": use_raw, "min_coverage": min_coverage}
-    vectors = embed_as(adata, opened, model, **options, device=device, dtype=dtype)
+    embeddings = embed_as(adata, opened, model, **options, device=device, dtype=dtype)
     rows = np.empty((adata.n_obs, k), dtype=np.int64)
     distances = np.empty((adata.n_obs, k), dtype=np.float32)
     for start in range(0, adata.n_obs, CELLS_AT_ONCE):
         part = slice(start, start + CELLS_AT_ONCE)
-        rows[part], distances[part] = opened.nearest(unit(vectors[part]), k, exact=exact, device=where)
+        rows[part], distances[part] = opened.nearest(unit(embeddings[part]), k, exact=exact, device=where)
     distances[rows < 0] = np.nan
     missing = int((rows < 0).all(axis=1).sum())
     if missing:

@@ -50,9 +50,9 @@ def transfer_labels(
     """Label cells by the most similar cells of a reference, with doubt that was measured on held-back cells.
 
     Each of the `k` nearest cells votes with the weight exp(-(d / d_k)²), where d is its distance and d_k that of the
-    last one. A cell of the reference has no vote for itself, which is told by name and content.
+    last one. A cell of the reference has no vote for itself, which is recognised by name and content.
     How much a share of the votes is worth, how far cells of a label are from the reference, and how many labels a set
-    must have, is learned from cells of the reference that were asked as if they were not in it: see the page on
+    must have, is learned from cells of the reference that were queried as if they were not in it: see the page on
     reference mapping for what that promises, and for which cells.
 
     Parameters
@@ -138,27 +138,27 @@ def transfer_labels(
         check_key(
             adata, name, *(("obs", slot) for slot in of_obs), *(("obsm", f"{name}_{s}") for s in ("shares", "set"))
         )
-    clusters = None if cluster_key is None else _clusters(adata, cluster_key)
+    clusters, cluster_names = groups_of(adata, cluster_key, "cluster_key")
     where = choose_device(device or settings.device)
     opened = load_reference(reference)
     plan = Transfer.plan(opened, list(names), k=k, alpha=alpha, exact=exact, device=where)
     check_query(adata, opened)
     adata = copy_or_self(adata, copy)
     options: dict[str, Any] = {"layer": layer, "use_raw": use_raw, "min_coverage": min_coverage}
-    vectors = embed_as(adata, opened, model, **options, device=device, dtype=dtype)
-    told, there = _labels(plan, vectors, np.asarray(adata.obs_names, dtype=str))
+    embeddings = embed_as(adata, opened, model, **options, device=device, dtype=dtype)
+    labels_of, there = _labels(plan, embeddings, np.asarray(adata.obs_names, dtype=str))
     obs: dict[str, Any] = {}
     obsm: dict[str, Any] = {}
     uns: dict[str, Any] = {}
     for key, name in names.items():
-        labels = told[key]
+        labels = labels_of[key]
         columns: dict[str, Any] = {name: plan.named(key, labels)}
         columns |= {f"{name}_confidence": labels.confidence, f"{name}_novelty_p": labels.novelty_p}
         matrices = {f"{name}_shares": labels.shares, f"{name}_set": labels.in_set}
         record = {"tahoe_version": version("tahoe-anndata"), **plan.record(key)}
-        if clusters is not None:
-            winners = vote(labels.codes, labels.shares, plan.is_known(labels), *clusters)
-            columns[f"{name}_cluster"] = as_categories(opened.labels(key), winners[clusters[0]])
+        if cluster_key is not None:
+            winners = vote(labels.codes, labels.shares, plan.is_known(labels), clusters, len(cluster_names))
+            columns[f"{name}_cluster"] = as_categories(opened.labels(key), winners[clusters])
             record["cluster_key"] = cluster_key
         uns[name] = with_slots(record, obs=columns, obsm=matrices)
         obs, obsm = obs | columns, obsm | matrices
@@ -174,23 +174,15 @@ def _names(obs_key: str | Sequence[str], key_added: str | None) -> dict[str, str
     """Name of the results of each column."""
     keys = [obs_key] if isinstance(obs_key, str) else list(obs_key)
     if key_added is not None and len(keys) != 1:
-        message = f"key_added={key_added!r} is the name of one result, and obs_key= has {len(keys)}; leave it away"
+        message = f"key_added={key_added!r} is the name of one result, and obs_key= has {len(keys)}; omit it"
         raise InputError(message)
     return {key: key_added or f"{key}_tahoe" for key in keys}
 
 
-def _clusters(adata: AnnData, cluster_key: str) -> tuple[np.ndarray, int]:
-    if cluster_key not in adata.obs:
-        message = f"cluster_key={cluster_key!r} is not a column of adata.obs, which has {', '.join(adata.obs.columns)}"
-        raise InputError(message)
-    codes, clusters = groups_of(adata, cluster_key)
-    return codes, len(clusters)
-
-
-def _labels(plan: Transfer, vectors: Any, names: np.ndarray) -> tuple[dict[str, Labels], np.ndarray]:
+def _labels(plan: Transfer, embeddings: Any, names: np.ndarray) -> tuple[dict[str, Labels], np.ndarray]:
     """Labels of all cells, a block at a time, and which of them have an embedding."""
     parts = [
-        plan.labels(vectors[start : start + CELLS_AT_ONCE], names[start : start + CELLS_AT_ONCE])
+        plan.labels(embeddings[start : start + CELLS_AT_ONCE], names[start : start + CELLS_AT_ONCE])
         for start in range(0, len(names), CELLS_AT_ONCE)
     ]
     joined = {}

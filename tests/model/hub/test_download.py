@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 import tahoe
 from tahoe.errors import ModelError
+from tahoe.model.files import weights_sha256
 from tahoe.model.hub import download as hub
 
 FILES = {"model.safetensors", "model_config.yml", "collator_config.yml", "vocab.json"}
@@ -100,6 +102,17 @@ def test_verify_names_a_file_that_changed_in_the_cache(client, loopback):
     assert "cannot be fetched" in client.download(verify=True, HF_HUB_OFFLINE="1")["error"]
     blob.unlink()
     assert "error" not in client.download(verify=True)
+
+
+def test_weights_in_the_cache_are_known_by_their_name(client, loopback):
+    """Loading does not read 11 GB twice; whether the content is still that of the name is for `verify`."""
+    weights = Path(client.download()["folder"]) / "model.safetensors"
+    blob = weights.resolve()
+    blob.write_bytes(blob.read_bytes()[:-1] + b"!")
+    assert client.download()["weights_sha256"] == blob.name == hashlib.sha256(weights_of(loopback)).hexdigest()
+    assert weights_sha256(weights.parent) == blob.name
+    elsewhere = shutil.copytree(weights.parent, client.home / "elsewhere")
+    assert weights_sha256(elsewhere) == hashlib.sha256(blob.read_bytes()).hexdigest() != blob.name
 
 
 def test_revisions(client, loopback):

@@ -7,13 +7,29 @@ import pytest
 import torch
 from scipy import sparse
 
+from tahoe.errors import InputError
 from tahoe.model.tokens.edits import deleted, hide_share, with_drugs, with_genes, with_queries, with_values, without
+from tahoe.model.tokens.packed import Tokens
 from tahoe.model.training import masked_batch
 
 
 @pytest.fixture
 def tokens(tiny, full_cells):
     return tiny.tokenize(full_cells.X, tiny.vocabulary.tokens_of(full_cells.var_names))
+
+
+def test_tokens_of_drugs_are_no_genes_and_cells_with_drugs_are_joined():
+    bounds = np.array([0, 3, 5])
+    ids, values = np.array([1, 2, 9, 1, 2]), np.arange(5, dtype=np.float32)
+    cells = Tokens(ids, values, bounds, np.array([1, 0]), drugs=np.array([4, 0]))
+    assert cells.is_gene.tolist() == [False, False, True, False, False]
+    both = Tokens.joined([cells, cells.cells(0, 1)])
+    assert both.ids.tolist() == [1, 2, 9, 1, 2, 1, 2, 9]
+    assert (both.bounds.tolist(), both.drugs.tolist()) == ([0, 3, 5, 8], [4, 0, 4])
+    without_drugs = replace(cells, drugs=None)
+    assert Tokens.joined([without_drugs]).drugs is None
+    with pytest.raises(InputError, match="some of these cells carry a drug token"):
+        Tokens.joined([cells, without_drugs])
 
 
 def test_a_share_of_each_cell_is_hidden(tokens):

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from tahoe.errors import InputError
 from tahoe.model.config import ModelConfig
 from tahoe.model.tokens import tokenizer
 from tahoe.model.tokens.tokenizer import QUANTILES, tokenize
@@ -70,6 +71,23 @@ def test_bins_are_those_of_the_definition(seed, kind):
 def test_special_tokens_are_no_genes():
     vocabulary = Vocabulary({"<pad>": 0, "<cls>": 1, "A": 2})
     assert vocabulary.tokens_of(["<cls>", "<pad>", "", "A"]).tolist() == [-1, -1, -1, 2]
+
+
+@pytest.mark.parametrize("index", [N_COLUMNS, -1])
+def test_an_index_just_beyond_the_columns_is_refused(index):
+    """Compiled code would read there."""
+    row = np.array([0, 1]), np.array([index]), np.ones(1, dtype=np.float32)
+    with pytest.raises(InputError, match="not those of rows of a CSR matrix"):
+        tokenize(*row, COLUMNS, config=CONFIG, vocabulary=VOCABULARY)
+
+
+def test_only_values_of_genes_must_not_be_negative():
+    columns = COLUMNS.copy()
+    columns[0] = -1
+    row = np.array([0, 2]), np.array([0, 1]), np.array([-1, 0.25], dtype=np.float32)
+    assert tokenize(*row, columns, config=CONFIG, vocabulary=VOCABULARY).n_genes.tolist() == [1]
+    with pytest.raises(InputError, match=r"values like -0\.25"):
+        tokenize(*row[:2], -row[2], columns, config=CONFIG, vocabulary=VOCABULARY)
 
 
 def test_bins_of_real_cells(heart):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tahoe.errors import ModelError
-from tahoe.model.files import DRUGS_FILE, FILES, VOCABULARY_FILE, WEIGHTS_FILE, file_sha256
+from tahoe.model.files import DRUGS_FILE, FILES, VOCABULARY_FILE, WEIGHTS_FILE, file_sha256, weights_sha256
 from tahoe.settings import settings
 
 if TYPE_CHECKING:
@@ -53,27 +53,16 @@ REVISION = "d218a580b9c2500ae9dfc8367a398545e6f017a8"
 _VOCABULARY = "b5aff3f24211cc87867b83e5d2718e89d13941f7e3687838848d05466b997a84"
 _VOCABULARY_WITH_DRUG = "67afad54426a6871e3499bb61ad1a4dc65b87821ed6d2960ec8ed26d8947d9bc"
 RELEASES = {
-    "70m": Release(
-        REPOSITORY,
-        "70m-model",
-        REVISION,
-        "71 million parameters, 512 wide, 12 layers; 284 MB",
-        {VOCABULARY_FILE: _VOCABULARY},
-    ),
-    "1b": Release(
-        REPOSITORY,
-        "1b-model",
-        REVISION,
-        "1.35 billion parameters, 2048 wide, 24 layers; 5.4 GB",
-        {VOCABULARY_FILE: _VOCABULARY},
-    ),
-    "3b": Release(
-        REPOSITORY,
-        "3b-model",
-        REVISION,
-        "2.72 billion parameters, 2560 wide, 32 layers; 10.9 GB",
-        {VOCABULARY_FILE: _VOCABULARY_WITH_DRUG, WEIGHTS_FILE: "424911f1"},
-    ),
+    name: Release(REPOSITORY, f"{name}-model", REVISION, about, known)
+    for name, about, known in (
+        ("70m", "71 million parameters, 512 wide, 12 layers; 284 MB", {VOCABULARY_FILE: _VOCABULARY}),
+        ("1b", "1.35 billion parameters, 2048 wide, 24 layers; 5.4 GB", {VOCABULARY_FILE: _VOCABULARY}),
+        (
+            "3b",
+            "2.72 billion parameters, 2560 wide, 32 layers; 10.9 GB",
+            {VOCABULARY_FILE: _VOCABULARY_WITH_DRUG, WEIGHTS_FILE: "424911f1"},
+        ),
+    )
 }
 # A small network that ships with the package, for trying things out.
 DEMO = "demo"
@@ -130,7 +119,7 @@ def download(name: str, *, revision: str | None = None, cache_dir: Path | None =
     root = _cached(release, revision, cache_dir)
     if root is None:
         try:
-            root = _fetched(release, revision, cache_dir)
+            root = _snapshot(release, revision, cache_dir, tqdm_class=None if settings.progress else _silent_bar())
         except Exception as error:
             raise ModelError(_download_error(name, release, revision, reason(error, cache_dir))) from error
     folder = root / release.folder
@@ -143,10 +132,10 @@ def download(name: str, *, revision: str | None = None, cache_dir: Path | None =
 
 
 def _check_digests(folder: Path, known: Mapping[str, str]) -> str:
-    """Compare files with what is known of them; return the sha256 of the weights, which the provenance needs anyway."""
-    weights_sha256 = file_sha256(folder / WEIGHTS_FILE)
+    """Compare files with what is known of them; return the sha256 of the weights."""
+    of_weights = weights_sha256(folder)
     for name, wanted in known.items():
-        sha256 = weights_sha256 if name == WEIGHTS_FILE else file_sha256(folder / name)
+        sha256 = of_weights if name == WEIGHTS_FILE else file_sha256(folder / name)
         if not sha256.startswith(wanted):
             message = (
                 f"{folder / name} is not the released file: its sha256 is {sha256}, not {wanted}. It was damaged on its"
@@ -154,7 +143,7 @@ def _check_digests(folder: Path, known: Mapping[str, str]) -> str:
                 f" {(folder / name).resolve()} and call again, which downloads it anew"
             )
             raise ModelError(message)
-    return weights_sha256
+    return of_weights
 
 
 def verify(name: str, checkpoint: CachedCheckpoint, *, cache_dir: Path | None = None) -> None:
@@ -192,38 +181,23 @@ def cached(name: str, *, cache_dir: Path | None = None) -> Path | None:
 
 def _cached(release: Release, revision: str, cache_dir: Path | None) -> Path | None:
     """Folder of a commit in the cache, if all files are there; a branch may have moved on."""
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     if not re.fullmatch("[0-9a-f]{40}", revision):
         return None
     try:
-        root = snapshot_download(
-            release.repository,
-            revision=revision,
-            allow_patterns=release.patterns,
-            cache_dir=cache_dir,
-            local_files_only=True,
-        )
+        root = _snapshot(release, revision, cache_dir, local_files_only=True)
     except LocalEntryNotFoundError:
         return None
-    complete = all((Path(root) / release.folder / file).is_file() for file in FILES)
-    return Path(root) if complete else None
+    return root if all((root / release.folder / file).is_file() for file in FILES) else None
 
 
-def _fetched(release: Release, revision: str, cache_dir: Path | None) -> Path:
+def _snapshot(release: Release, revision: str, cache_dir: Path | None, **options: Any) -> Path:
     """Folder of a revision, downloaded where files are missing."""
     from huggingface_hub import snapshot_download
 
-    return Path(
-        snapshot_download(
-            release.repository,
-            revision=revision,
-            allow_patterns=release.patterns,
-            cache_dir=cache_dir,
-            tqdm_class=None if settings.progress else _silent_bar(),
-        )
-    )
+    options |= {"revision": revision, "allow_patterns": release.patterns, "cache_dir": cache_dir}
+    return Path(snapshot_download(release.repository, **options))
 
 
 def reason(error: Exception, cache_dir: Path | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Changed tokens: values that are hidden, genes that are taken away, raised or added.
+"""Changed tokens: values that are hidden, genes that are removed, raised or added.
 
 E edits of one cell, each of P tokens or genes.
 """

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +13,16 @@ from tahoe._cells.objects import check_path
 from tahoe._cells.opening import open_source
 from tahoe._cells.rows import row_blocks
 from tahoe._cells.slots import check_name
-from tahoe._run.cluster import EmbeddingTask, cluster
-from tahoe._run.embed_whole import embed_whole
-from tahoe._run.inputs import Inputs, check_at_least, read_inputs
-from tahoe._run.lock import lock_output
+from tahoe._run.cluster import EmbeddingTask, cluster, on_workers
+from tahoe._run.inputs import Inputs, read_inputs
 from tahoe._run.parameters import accept_former_names, document_parameters
 from tahoe._run.provenance import with_slots
-from tahoe._run.shards import Store
-from tahoe.errors import InputError, TahoeError, warn
-from tahoe.model.causes import first_line, why_not_written
+from tahoe._store.embed_whole import embed_whole
+from tahoe._store.lock import lock_output
+from tahoe._store.output import check_output
+from tahoe._store.shards import STORED_DTYPES, Store
+from tahoe.errors import InputError, TahoeError, check_at_least, check_choice, warn
+from tahoe.model.causes import first_line
 from tahoe.settings import settings
 
 if TYPE_CHECKING:
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from tahoe.model import TahoeModel
 
 log = logging.getLogger(__name__)
-
-STORED_DTYPES = ("float32", "float16")
 
 
 @accept_former_names(columns="keep_metadata", shard_cells="cells_per_shard")
@@ -209,13 +208,8 @@ class Work:
                 self._on_workers(client, missing, bar)
 
     def _on_workers(self, client: Any, missing: list[int], bar: tqdm) -> None:
-        from distributed import as_completed
-
-        # The genes go to each worker once, not with each of thousands of shards.
-        work = client.submit(replace, self, pure=False)
-        futures = client.map(Work.one, [work] * len(missing), missing, pure=False)
         try:
-            for _, n_cells in as_completed(futures, with_results=True):
+            for n_cells in on_workers(client, self, missing):
                 bar.update(n_cells)
         except OSError as error:  # workers say themselves what they cannot read or write
             message = (
@@ -223,26 +217,11 @@ class Work:
                 f" {self.store.state()}; go on with resume=True (--resume)"
             )
             raise TahoeError(message) from error
-        finally:
-            client.cancel(futures)
 
 
 def _check_output(output: Path, stored_dtype: str, resume: bool) -> None:
-    if stored_dtype not in STORED_DTYPES:
-        message = f"stored_dtype={stored_dtype!r} is not supported; use {' or '.join(map(repr, STORED_DTYPES))}"
-        raise InputError(message)
-    try:
-        exists, has_folder = output.exists(), output.absolute().parent.is_dir()
-    except OSError as error:
-        message = f"output={str(output)!r} cannot be written: {why_not_written(error)}"
-        raise InputError(message) from error
-    if exists:
-        done = ", so there is nothing to resume" if resume else ""
-        message = f"output={str(output)!r} exists{done}; choose another place, or delete it first"
-        raise InputError(message)
-    if not has_folder:
-        message = f"output={str(output)!r} is to be in a folder that does not exist; make {str(output.parent)!r} first"
-        raise InputError(message)
+    check_choice(stored_dtype=(stored_dtype, STORED_DTYPES))
+    check_output("output=", output, resume=resume)
     if output.suffix.lower() not in (".zarr", ".h5ad"):
         message = (
             f"output={str(output)!r}: the name must end in .zarr, for a store that is written by shards, or in .h5ad,"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tahoe
-from tahoe._run.shards import Store
+from tahoe._store.shards import Store
 from tahoe.errors import InputError
 
 

@@ -1,4 +1,4 @@
-"""The vectors of a reference: in shards, each a file that is mapped into memory, and read where they are asked for."""
+"""The embeddings of a reference: in shards, each a file that is mapped into memory, and read where they are needed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def unit(vectors: Any) -> np.ndarray:
-    """Vectors of length one, float32; NaN in the place of those without a direction."""
+    """Embeddings of length one, float32; NaN in the place of those without a direction."""
     vectors = np.asarray(vectors, dtype=np.float64)
     length = np.sqrt(np.square(vectors).sum(axis=1, keepdims=True))
     usable = np.isfinite(length) & (length > 0)
@@ -21,8 +21,8 @@ def unit(vectors: Any) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Vectors:
-    """Rows of vectors, one behind the other in arrays that may be mapped."""
+class Embeddings:
+    """Embeddings, one behind the other in arrays that may be mapped."""
 
     shards: Sequence[np.ndarray]
 
@@ -36,7 +36,7 @@ class Vectors:
 
     @property
     def width(self) -> int:
-        """Coordinates of a vector."""
+        """Coordinates of an embedding."""
         return self.shards[0].shape[1]
 
     def blocks(self, size: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -46,7 +46,7 @@ class Vectors:
                 yield int(first) + start, np.array(shard[start : start + size], dtype=np.float32)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """Some rows, float32, in the shape of their numbers; of a number below 0 the vector is NaN."""
+        """Some rows, float32, in the shape of their numbers; NaN for a number below 0."""
         flat = rows.ravel()
         taken = np.full((len(flat), self.width), np.nan, dtype=np.float32)
         of_shard = np.searchsorted(self.starts, flat, side="right") - 1

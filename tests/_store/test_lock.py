@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 
 import tahoe
-from tahoe._run import lock as _lock
-from tahoe._run.lock import folder_of, lock_output
+from tahoe._store import lock as _lock
+from tahoe._store.lock import folder_of, lock_output
 from tahoe.errors import InputError
 
 HOLDER = """
 import pathlib, sys, time
-from tahoe._run.lock import lock_output
+from tahoe._store.lock import lock_output
 with lock_output(pathlib.Path(sys.argv[1])) as folder:
     (folder / "run.json").write_text("{}")
     print("held", flush=True)

@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tahoe.evaluate._folds import Fold
+    from tahoe._scores.folds import Fold
 
 N_NEIGHBORS = 15
 
@@ -41,9 +41,9 @@ def fold_scores(classifier: Any, vectors: np.ndarray, labels: np.ndarray, folds:
     from sklearn.metrics import accuracy_score, f1_score
 
     scores: dict[str, list[float]] = {"accuracy": [], "macro-F1": []}
-    for labels_there, told in _predictions(classifier, vectors, labels, folds):
-        scores["accuracy"].append(float(accuracy_score(labels_there, told)))
-        scores["macro-F1"].append(float(f1_score(labels_there, told, average="macro", zero_division=0)))
+    for true, predicted in _predictions(classifier, vectors, labels, folds):
+        scores["accuracy"].append(float(accuracy_score(true, predicted)))
+        scores["macro-F1"].append(float(f1_score(true, predicted, average="macro", zero_division=0)))
     return scores
 
 

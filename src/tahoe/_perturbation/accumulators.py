@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 
 from tahoe._perturbation.edit_effects import estimate, exact, is_editable, of_length_one
 from tahoe._run.batches import check_finite
-from tahoe._run.means import places_of
+from tahoe._run.means import Accumulator, places_of
 from tahoe.model.cpu.threads import parallel_for
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class UnitMeans:
+class UnitMeans(Accumulator):
     """Mean embedding of each unit of cells, each cell at length 1; cells without a gene of the model do not count."""
 
     units: np.ndarray
@@ -40,26 +40,20 @@ class UnitMeans:
 
     def add(self, model: TahoeModel, first: int, tokens: Tokens) -> None:
         """Take one batch of cells."""
-        vectors = of_length_one(model.embed_cells(tokens))
-        check_finite(vectors, first, model)
+        embeddings = of_length_one(model.embed_cells(tokens))
+        check_finite(embeddings, first, model)
         units = self.units[first : first + len(tokens)]
         with_genes = tokens.n_genes > 0
-        np.add.at(self.sums, units[with_genes], vectors[with_genes])
+        np.add.at(self.sums, units[with_genes], embeddings[with_genes])
         self.n_cells += np.bincount(units[with_genes], minlength=self.n_units)
-
-    def merge(self, other: UnitMeans) -> None:
-        """Take the sums of other cells."""
-        self.sums += other.sums
-        self.n_cells += other.n_cells
 
     def result(self) -> np.ndarray:
         """Means (units, d_model), NaN for a unit without cells."""
-        with np.errstate(invalid="ignore"):
-            return self.sums / self.n_cells[:, None]
+        return _means(self.sums, self.n_cells)
 
 
 @dataclass
-class GeneCounts:
+class GeneCounts(Accumulator):
     """In how many cells of each unit a gene is expressed, and its mean bin there."""
 
     units: np.ndarray
@@ -83,15 +77,9 @@ class GeneCounts:
         np.add.at(self.n_expressing, here, 1)
         np.add.at(self.bins, here, tokens.values[genes])
 
-    def merge(self, other: GeneCounts) -> None:
-        """Take the sums of other cells."""
-        self.n_cells += other.n_cells
-        self.n_expressing += other.n_expressing
-        self.bins += other.bins
-
 
 @dataclass
-class FirstOrder:
+class FirstOrder(Accumulator):
     """Effects of editing each gene by itself, to first order, summed over the cells of each unit."""
 
     question: Question
@@ -100,43 +88,37 @@ class FirstOrder:
     n_cells: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        asked = self.question
-        self._place_of = places_of(asked.candidates, self.vocab_size)
-        self.sums = np.zeros((asked.n_units, len(asked.names), len(asked.candidates)))
-        self.n_cells = np.zeros((asked.n_units, len(asked.candidates)), dtype=np.int64)
+        question = self.question
+        self._place_of = places_of(question.candidates, self.vocab_size)
+        self.sums = np.zeros((question.n_units, len(question.names), len(question.candidates)))
+        self.n_cells = np.zeros((question.n_units, len(question.candidates)), dtype=np.int64)
 
     def add(self, model: TahoeModel, first: int, tokens: Tokens) -> None:
         """Take one batch of cells."""
-        asked, found = self.question, [np.empty(0)] * len(tokens)
-        genes = [asked.genes_in(tokens.cells(cell, cell + 1)) for cell in range(len(tokens))]
+        question, found = self.question, [np.empty(0)] * len(tokens)
+        genes = [question.genes_in(tokens.cells(cell, cell + 1)) for cell in range(len(tokens))]
 
         def work(cell: int) -> None:
             one = tokens.cells(cell, cell + 1)
-            if is_editable(one, asked.kind) and len(genes[cell]):
-                found[cell] = estimate(model, asked, one, asked.units[first + cell], genes[cell])
+            if is_editable(one, question.kind) and len(genes[cell]):
+                found[cell] = estimate(model, question, one, question.units[first + cell], genes[cell])
 
         _each_cell(model, len(tokens), work)
         for cell, effects in enumerate(found):
             check_finite(effects, first + cell, model)
         for cell, effects in enumerate(found):
             if effects.size:
-                unit, places = asked.units[first + cell], self._place_of[genes[cell]]
+                unit, places = question.units[first + cell], self._place_of[genes[cell]]
                 self.sums[unit][:, places] += effects
                 self.n_cells[unit, places] += 1
 
-    def merge(self, other: FirstOrder) -> None:
-        """Take the sums of other cells."""
-        self.sums += other.sums
-        self.n_cells += other.n_cells
-
     def result(self) -> tuple[np.ndarray, np.ndarray]:
         """Means (U, J, G), NaN where no cell was edited, and numbers of cells (U, G)."""
-        with np.errstate(invalid="ignore"):
-            return self.sums / self.n_cells[:, None], self.n_cells
+        return _means(self.sums, self.n_cells), self.n_cells
 
 
 @dataclass
-class ExactEdits:
+class ExactEdits(Accumulator):
     """Effects of edits, exactly, summed over the cells of each unit; a cell at a time (``token_budget=1``)."""
 
     question: Question
@@ -150,9 +132,9 @@ class ExactEdits:
     changes: list[np.ndarray] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        asked = self.question
-        self.sums = np.zeros((asked.n_units, len(asked.exact_names), len(self.edits)))
-        self.n_cells = np.zeros((asked.n_units, len(self.edits)), dtype=np.int64)
+        question = self.question
+        self.sums = np.zeros((question.n_units, len(question.exact_names), len(self.edits)))
+        self.n_cells = np.zeros((question.n_units, len(self.edits)), dtype=np.int64)
 
     def add(self, model: TahoeModel, first: int, tokens: Tokens) -> None:
         """Take cells one by one."""
@@ -160,14 +142,14 @@ class ExactEdits:
             self._add_cell(model, first + cell, tokens.cells(cell, cell + 1))
 
     def _add_cell(self, model: TahoeModel, number: int, cell: Tokens) -> None:
-        asked, unit = self.question, self.question.units[number]
+        question, unit = self.question, self.question.units[number]
         sums = np.zeros(self.sums.shape[1:])
         change = np.full((1, self.width), np.nan)
         possible = self._possible(cell)
         for size in {len(self.edits[edit]) for edit in possible}:
             here = [edit for edit in possible if len(self.edits[edit]) == size]
             genes_EP = np.array([self.edits[edit] for edit in here])
-            sums[:, here], change = exact(model, asked, cell, unit, genes_EP)
+            sums[:, here], change = exact(model, question, cell, unit, genes_EP)
         check_finite(sums, number, model)
         self.sums[unit] += sums
         self.n_cells[unit, possible] += 1
@@ -176,30 +158,23 @@ class ExactEdits:
 
     def _possible(self, cell: Tokens) -> list[int]:
         """Edits that can be made in a cell."""
-        asked = self.question
-        if asked.kind == "drug":
+        question = self.question
+        if question.kind == "drug":
             return list(range(len(self.edits))) if is_editable(cell, "drug") else []
-        genes = set(asked.genes_in(cell).tolist())
+        genes = set(question.genes_in(cell).tolist())
         return [
             number
             for number, edit in enumerate(self.edits)
-            if genes.issuperset(edit) and is_editable(cell, asked.kind, len(edit))
+            if genes.issuperset(edit) and is_editable(cell, question.kind, len(edit))
         ]
-
-    def merge(self, other: ExactEdits) -> None:
-        """Take the sums of the cells that come next."""
-        self.sums += other.sums
-        self.n_cells += other.n_cells
-        self.changes += other.changes
 
     def result(self) -> tuple[np.ndarray, np.ndarray]:
         """Means (U, 1 + J, E), NaN where no cell was edited, and numbers of cells (U, E)."""
-        with np.errstate(invalid="ignore"):
-            return self.sums / self.n_cells[:, None], self.n_cells
+        return _means(self.sums, self.n_cells), self.n_cells
 
 
 @dataclass
-class Agreement:
+class Agreement(Accumulator):
     """Rank correlation, in each cell, of the first order with exact edits of some of its genes."""
 
     question: Question
@@ -217,20 +192,21 @@ class Agreement:
             genes = np.sort(generator.choice(genes, min(self.n_genes, len(genes)), replace=False))
             correlation = np.nan
             if len(genes) > 4 and is_editable(one, self.question.kind):
-                told = estimate(model, self.question, one, unit, genes)[0]
-                true = exact(model, self.question, one, unit, genes[:, None])[0]
-                true = true[0 if self.question.directions_UJD is None else 1]
-                if np.ptp(told) > 0 and np.ptp(true) > 0:
-                    correlation = float(spearmanr(told, true)[0])
+                estimated = estimate(model, self.question, one, unit, genes)[0]
+                edited = exact(model, self.question, one, unit, genes[:, None])[0]
+                edited = edited[0 if self.question.directions_UJD is None else 1]
+                if np.ptp(estimated) > 0 and np.ptp(edited) > 0:
+                    correlation = float(spearmanr(estimated, edited)[0])
             self.found.append(correlation)
-
-    def merge(self, other: Agreement) -> None:
-        """Take the cells that come next."""
-        self.found += other.found
 
     def result(self) -> np.ndarray:
         """One correlation for each cell, NaN where there were too few genes."""
         return np.array(self.found)
+
+
+def _means(sums: np.ndarray, n_cells: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):  # zero by zero is NaN
+        return sums / n_cells[:, None]
 
 
 def _each_cell(model: TahoeModel, n_cells: int, work: Callable[[int], None]) -> None:

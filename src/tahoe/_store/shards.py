@@ -10,17 +10,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import anndata
 import zarr
 from anndata.io import write_elem
 
 from tahoe._cells.slots import n_genes_name
-from tahoe._run.lock import folder_of
-from tahoe.errors import InputError, TahoeError
+from tahoe._store.lock import folder_of
+from tahoe._store.output import explain_write_errors
+from tahoe.errors import InputError
 from tahoe.model.causes import why_not_written
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import numpy as np
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
     from tahoe._cells.file import CellFile
 
-RUN_FILE = "run.json"
-ENCODED = {"anndata": "0.1.0", "dict": "0.1.0", "dataframe": "0.2.0", "array": "0.2.0"}
+RUN_FILE, STORE = "run.json", "store"
+STORED_DTYPES = ("float32", "float16")
+ENCODED = {"anndata": "0.1.0", "dict": "0.1.0", "dataframe": "0.2.0", "array": "0.2.0", "categorical": "0.2.0"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Store:
 
     @property
     def _place(self) -> Path:
-        return self.unfinished / "store"
+        return self.unfinished / STORE
 
     @property
     def n_shards(self) -> int:
@@ -81,27 +82,8 @@ class Store:
         tahoe.errors.InputError
             If an earlier run is there and `resume` is not set, or if it did something else.
         """
-        run_file = self.unfinished / RUN_FILE
-        if not run_file.is_file():
-            with self._explain_disk_errors():
-                # what a run left that ended before it began
-                shutil.rmtree(self._place, ignore_errors=True)
-                try:
-                    self._lay_out(fingerprint)
-                except BaseException:
-                    shutil.rmtree(self._place, ignore_errors=True)
-                    raise
-        elif not resume:
-            message = (
-                f"{str(self.unfinished)!r} is an unfinished run; pass resume=True (--resume) to go on with it, or"
-                " delete that folder"
-            )
-            raise InputError(message)
-        else:
-            before = json.loads(run_file.read_text(encoding="utf-8"))
-            if "shard_cells" in before:  # as earlier versions called it
-                before["cells_per_shard"] = before.pop("shard_cells")
-            check_same(before, fingerprint, str(self.unfinished))
+        with self._explain_disk_errors():
+            begin_run(self.unfinished, fingerprint, resume, self._lay_out)
 
     def write(self, shard: int, embeddings: np.ndarray, n_genes: np.ndarray) -> None:
         """Write one shard; the embeddings last, since they say that it is done."""
@@ -132,24 +114,18 @@ class Store:
         root = self._root()
         obs = root["obs"]
         names = source.copy_obs(obs, keep_metadata, without=self.n_genes_name)
-        _encode(obs, "dataframe", **{"column-order": [*names, self.n_genes_name]})
-        with warnings.catch_warnings(), allow_nullable_strings():
-            # on the next version of anndata
-            warnings.filterwarnings("ignore", message="zarr v3 autosharding")
-            for group, name, value in ((root, "var", var), *((root["uns"], key, uns[key]) for key in uns)):
-                with explain_write_errors(name):
-                    write_elem(group, name, value)
+        encode(obs, "dataframe", **{"column-order": [*names, self.n_genes_name]})
+        write_element(root, "var", var)
+        for key, value in uns.items():
+            write_element(root["uns"], key, value)
 
     def finish(self) -> int:
         """Let the store appear; gives the number of cells without an embedding."""
         with self._explain_disk_errors():
             root = self._root()
             n_genes = root["obs"][self.n_genes_name]
-            _encode(root, "anndata")
-            with warnings.catch_warnings():
-                # on what zarr's specification does not have yet
-                warnings.filterwarnings("ignore", message="Consolidated metadata")
-                zarr.consolidate_metadata(root.store)
+            encode(root, "anndata")
+            consolidate(root)
             n_empty = sum(int((n_genes[slice(*self.rows(shard))] == 0).sum()) for shard in range(self.n_shards))
             self._place.rename(self.output)
             (self.unfinished / RUN_FILE).unlink()
@@ -174,10 +150,8 @@ class Store:
     def _root(self) -> Any:
         return zarr.open_group(self._place, mode="r+", use_consolidated=False)
 
-    def _lay_out(self, fingerprint: dict[str, Any]) -> None:
-        root: Any = zarr.create_group(self._place, zarr_format=3)
-        for name in ("obsm", "uns", "layers", "varm", "obsp", "varp"):
-            _encode(root.create_group(name), "dict")
+    def _lay_out(self) -> None:
+        root = empty_store(self._place)
         inner = math.gcd(self.cells_per_shard, 512)
         embeddings = root["obsm"].create_array(
             self.key,
@@ -190,37 +164,39 @@ class Store:
         n_genes = root.create_group("obs").create_array(
             self.n_genes_name, shape=(self.n_cells,), dtype="int64", chunks=(self.cells_per_shard,)
         )
-        _encode(embeddings, "array")
-        _encode(n_genes, "array")
-        # last and at once: a folder without it was never begun
-        partial = self.unfinished / f"{RUN_FILE}.new"
-        partial.write_text(json.dumps(fingerprint, indent=1), encoding="utf-8")
-        partial.replace(self.unfinished / RUN_FILE)
+        encode(embeddings, "array")
+        encode(n_genes, "array")
 
 
-@contextmanager
-def allow_nullable_strings() -> Iterator[None]:
-    """Let anndata write strings of which some may be missing, as it read them."""
-    with anndata.settings.override(allow_write_nullable_strings=True):
-        yield
+def begin_run(folder: Path, fingerprint: dict[str, Any], resume: bool, lay_out: Callable[[], None]) -> None:
+    """Lay out what a run writes into its folder, or find it laid out by an earlier run that did the same.
 
-
-@contextmanager
-def explain_write_errors(what: str) -> Iterator[None]:
-    """Turn whatever anndata raises on something that it cannot write into an error that says what it was.
-
-    Errors of the file system are left to the caller.
+    Raises
+    ------
+    tahoe.errors.InputError
+        If an earlier run is there and `resume` is not set, or if it did something else.
     """
+    run_file, place = folder / RUN_FILE, folder / STORE
+    if run_file.is_file():
+        if not resume:
+            message = f"{str(folder)!r} is an unfinished run; pass resume=True (--resume), or delete that folder"
+            raise InputError(message)
+        before = json.loads(run_file.read_text(encoding="utf-8"))
+        if "shard_cells" in before:  # as earlier versions called it
+            before["cells_per_shard"] = before.pop("shard_cells")
+        check_same(before, fingerprint, str(folder))
+        return
+    # what a run left that ended before it began
+    shutil.rmtree(place, ignore_errors=True)
     try:
-        yield
-    except (TahoeError, OSError):
+        lay_out()
+        # last and at once: a folder without it was never begun
+        new = folder / f"{RUN_FILE}.new"
+        new.write_text(json.dumps(fingerprint, indent=1), encoding="utf-8")
+        new.replace(run_file)
+    except BaseException:
+        shutil.rmtree(place, ignore_errors=True)
         raise
-    except Exception as error:
-        # anndata notes in which slot it was
-        lines = [str(error), *getattr(error, "__notes__", ())]
-        reason = ". ".join(line for each in lines if (line := each.strip().partition("\n")[0].removesuffix(".")))
-        message = f"{what} cannot be written ({type(error).__name__}: {reason}); change or remove what this names"
-        raise InputError(message) from error
 
 
 def check_same(before: dict[str, Any], now: dict[str, Any], where: str) -> None:
@@ -235,6 +211,30 @@ def check_same(before: dict[str, Any], now: dict[str, Any], where: str) -> None:
         raise InputError(message)
 
 
-def _encode(element: Any, kind: str, **attributes: Any) -> None:
+def empty_store(place: Path) -> Any:
+    """An AnnData in zarr, without obs, var and contents."""
+    root: Any = zarr.create_group(place, zarr_format=3)
+    for name in ("obsm", "uns", "layers", "varm", "obsp", "varp"):
+        encode(root.create_group(name), "dict")
+    return root
+
+
+def encode(element: Any, kind: str, **attributes: Any) -> None:
     """Say what an element is, in the words of anndata's format."""
     element.attrs.update({"encoding-type": kind, "encoding-version": ENCODED[kind], **attributes})
+
+
+def write_element(group: Any, name: str, value: Any) -> None:
+    """Write an element as anndata does, or say why it cannot be written."""
+    with warnings.catch_warnings(), explain_write_errors(name):
+        # on the next version of anndata
+        warnings.filterwarnings("ignore", message="zarr v3 autosharding")
+        write_elem(group, name, value)
+
+
+def consolidate(root: Any) -> None:
+    """Gather the metadata of a store in one file."""
+    with warnings.catch_warnings():
+        # on what zarr's specification does not have yet
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
+        zarr.consolidate_metadata(root.store)

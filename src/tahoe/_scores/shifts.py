@@ -62,14 +62,14 @@ def linear_shifts(
     features = _loadings(controls, seed)
     places = _places(names, genes)
     known_shifts, known_places = (shifts, places) if train is None else (train[0], _places(train[1], genes))
-    told = np.full_like(shifts, np.nan)
+    predicted = np.full_like(shifts, np.nan)
     for i in np.flatnonzero(places >= 0):
         others = known_places >= 0
         if train is None:
             others = others & (np.array(names) != names[i])
         if others.sum() >= 3:
-            told[i] = _ridge(features[known_places[others]], known_shifts[others], features[places[i]])
-    return told
+            predicted[i] = _ridge(features[known_places[others]], known_shifts[others], features[places[i]])
+    return predicted
 
 
 def _places(names: list[str], genes: list[str]) -> np.ndarray:

@@ -12,8 +12,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from typing import TYPE_CHECKING
 
+from tahoe._store.output import explain_disk_errors
 from tahoe.errors import InputError
-from tahoe.model.causes import UNLOCKABLE, why_not_written
+from tahoe.model.causes import UNLOCKABLE
 
 try:
     import fcntl
@@ -53,11 +54,8 @@ def lock_output(output: Path) -> Iterator[Path]:
     """
     folder, ended = folder_of(output), threading.Event()
     _refuse_foreign(folder)
-    try:
+    with explain_disk_errors(f"output={str(output)!r}"):
         file = _acquire(folder, output)
-    except OSError as error:
-        message = f"output={str(output)!r} cannot be written: {why_not_written(error)}"
-        raise InputError(message) from error
     heartbeat = threading.Thread(target=_keep_alive, args=(folder / LOCK_FILE, ended), name="tahoe-lock", daemon=True)
     heartbeat.start()
     try:
@@ -92,7 +90,7 @@ def _acquire(folder: Path, output: Path) -> FileIO:
             if of_system is None or _still_runs(lock, file, of_system):
                 raise _busy(output, _owner(file))
             if not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
-                continue  # a run that ended took it away; so it did where a file is not found
+                continue  # a run that ended removed it; so it did where a file is not found
             _sign(file, *me)
             if not of_system:
                 time.sleep(1)  # who signed last has it
@@ -176,7 +174,7 @@ def _keep_alive(lock: Path, ended: threading.Event) -> None:
 
 
 def _release(folder: Path, file: FileIO) -> None:
-    """Give the lock back, and take the folder away if nothing else is in it."""
+    """Give the lock back, and remove the folder if nothing else is in it."""
     with suppress(OSError):
         _sign(file)
         if {path.name for path in folder.iterdir()} == {LOCK_FILE}:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import zarr
 
-from tahoe._run.shards import Store, check_same
+from tahoe._store.shards import Store, check_same
 from tahoe.errors import InputError
 
 FINGERPRINT = {"seed": 0, "model": "a", "drugs": None}

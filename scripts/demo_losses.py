@@ -19,9 +19,10 @@ from tahoe.errors import ModelError
 from tahoe.model.training.objective import Losses
 
 if TYPE_CHECKING:
+    from demo_views import Views
+
     from tahoe.model.network.attention import Spans
     from tahoe.model.network.network import Network
-    from tahoe.model.training.views import Views
 
 
 @dataclass(frozen=True)

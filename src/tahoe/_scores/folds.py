@@ -55,16 +55,14 @@ def check_groups(labels: np.ndarray, groups: np.ndarray, label: str, key: str) -
         If there is one group, or every group holds one label.
     """
     if len(np.unique(groups)) < 2:
-        message = (
-            f"obs[{key!r}] has one group, {groups[0]!r}, and folds need two; leave groups= away to draw them by chance"
-        )
+        message = f"obs[{key!r}] has one group, {groups[0]!r}, and folds need two; omit groups= to draw them at random"
         raise InputError(message)
     pairs = np.unique(np.stack([labels, groups]).astype(str), axis=1)
     labels_of_group = np.unique(pairs[1], return_counts=True)
     if labels_of_group[1].max() == 1:
         message = (
             f"each group of obs[{key!r}] holds cells of one {label!r} only (such as {pairs[1, 0]!r}: {pairs[0, 0]!r}),"
-            " so groups and labels cannot be told apart; pass another column as groups=, or leave it away"
+            " so groups and labels cannot be told apart; pass another column as groups=, or omit it"
         )
         raise InputError(message)
     names, in_groups = np.unique(pairs[0], return_counts=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from demo_losses import Contrast, centred, contrastive_loss, masked_losses, outputs, two_view_losses
+from demo_views import CellCounts, draw_views
 
 from tahoe.model import ModelConfig, Tokens, Vocabulary, tokenize
 from tahoe.model.training import masked_batch, new_network
 from tahoe.model.training import masked_losses as packed_losses
-from tahoe.model.training.two_views import Contrast, centred, contrastive_loss, masked_losses, outputs, two_view_losses
-from tahoe.model.training.views import CellCounts, draw_views
 
 
 @pytest.fixture(scope="module")

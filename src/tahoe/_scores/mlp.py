@@ -49,7 +49,7 @@ def split_genes(n_genes: int, seed: int) -> Split:
 
 
 def predict_best(
-    vectors: np.ndarray, members: np.ndarray, split: Split, seed: int, device: str
+    vectors: np.ndarray, members: np.ndarray, split: Split, seed: int, device: str | torch.device
 ) -> tuple[np.ndarray, Configuration]:
     """Probability of each set for the test genes, by the network with the lowest log-loss on the choice genes."""
     x = torch.as_tensor(np.ascontiguousarray(vectors, dtype=np.float32), device=device)

@@ -9,16 +9,12 @@ from tahoe._cells.file import absolute
 from tahoe._cells.opening import open_source
 from tahoe._run.embed import embed_in_place
 from tahoe._run.inputs import read_inputs
-from tahoe._run.lock import lock_output
-from tahoe._run.shards import allow_nullable_strings, explain_write_errors
-from tahoe.errors import InputError
-from tahoe.model.causes import why_not_written
+from tahoe._store.lock import lock_output
+from tahoe._store.output import write_h5ad
 
 if TYPE_CHECKING:
     import os
     from pathlib import Path
-
-    from anndata import AnnData
 
     from tahoe.model import TahoeModel
 
@@ -39,27 +35,14 @@ def embed_whole(
     with lock_output(output) as folder:
         with open_source(source) as opened:
             adata, path = opened.to_memory(), absolute(opened.path)
-        written = folder / "cells.h5ad"
+        written, what = folder / "cells.h5ad", f"output={str(output)!r}"
         with warnings.catch_warnings():
             # what cannot be written is told before the work; what anndata warns of, only when it is done
             warnings.simplefilter("ignore")
-            _write(adata[:0].copy(), written, output)
+            write_h5ad(adata[:0].copy(), written, what)
         written.unlink()
         inputs = read_inputs(adata, model, **mapping, **options)
         how: dict[str, Any] = {"normalize": normalize, "max_length": max_length, "seed": seed, "key_added": key_added}
         embed_in_place(adata, inputs, **how, origin={"source": path, **mapping})
-        _write(adata, written, output)
+        write_h5ad(adata, written, what)
         written.replace(output)
-
-
-def _write(adata: AnnData, written: Path, output: Path) -> None:
-    """Write an h5ad file, or nothing."""
-    try:
-        with allow_nullable_strings(), explain_write_errors(f"output={str(output)!r}"):
-            adata.write_h5ad(written)
-    except (OSError, InputError) as error:
-        written.unlink(missing_ok=True)
-        if not isinstance(error, OSError):
-            raise
-        message = f"output={str(output)!r} cannot be written: {why_not_written(error)}"
-        raise InputError(message) from error

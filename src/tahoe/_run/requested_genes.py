@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from tahoe._genes.mapping import resolve
-from tahoe._genes.names import find_id
+from tahoe._genes.name_repair import find_id
 from tahoe._run.inputs import known_drugs
-from tahoe.errors import InputError
+from tahoe.errors import InputError, similar_names
 
 if TYPE_CHECKING:
     from tahoe._run.inputs import Inputs
@@ -45,8 +44,7 @@ def tokens_of_genes(inputs: Inputs, genes: list[str]) -> np.ndarray:
         tokens[absent] = inputs.model.vocabulary.tokens_of(resolve([genes[i] for i in absent])[0])
     unknown = [gene for gene, token in zip(genes, tokens, strict=True) if token < 0]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], names[inputs.column_tokens >= 0].astype(str), n=3)
-        hint = f" (near: {', '.join(map(repr, near))})" if near else ""
+        hint = f" (near: {similar_names(unknown[0], names[inputs.column_tokens >= 0])})"
         if resolve(unknown[:1])[0][0]:
             hint = f"; {unknown[0]!r} is a gene, but the model was not made with it"
         message = f"genes={unknown[:5]}: not among the genes of the model {inputs.model.name!r}{hint}"
@@ -55,17 +53,17 @@ def tokens_of_genes(inputs: Inputs, genes: list[str]) -> np.ndarray:
 
 
 def edits_of(
-    inputs: Inputs, asked: list[tuple[str, ...]] | None, *, vocabulary: bool
+    inputs: Inputs, requested: list[tuple[str, ...]] | None, *, vocabulary: bool
 ) -> tuple[dict[tuple[int, ...], str], list[tuple[int, ...]] | None, np.ndarray]:
-    """Names of the edits that were asked for, their token ids, and the genes that may be compared with."""
+    """Names of the edits that were requested, their token ids, and the genes that may be compared with."""
     known = inputs.column_tokens[inputs.column_tokens >= 0]
-    if asked is None:
+    if requested is None:
         everything = inputs.model.vocabulary.tokens_of(inputs.model.vocabulary.genes)
         return {}, None, np.unique(everything if vocabulary else known)
-    flat = sorted({gene for edit in asked for gene in edit})
+    flat = sorted({gene for edit in requested for gene in edit})
     token = dict(zip(flat, tokens_of_genes(inputs, flat).tolist(), strict=True))
     names: dict[tuple[int, ...], str] = {}
-    for edit in asked:
+    for edit in requested:
         ids = tuple(sorted(token[gene] for gene in edit))
         if ids in names or len(set(ids)) < len(ids):
             message = f"genes={edit}: the same gene under two names; name each once"
@@ -82,8 +80,8 @@ def drug_edits(inputs: Inputs, drugs: Any) -> tuple[dict[tuple[int, ...], str], 
     chosen = list(known) if table is not None else [str(name) for name in names]
     unknown = [name for name in chosen if name not in known]
     if unknown or not chosen:
-        near = difflib.get_close_matches(unknown[0], known, n=3) if unknown else []
-        message = f"drugs={unknown[:5]}: not known to the model (near: {', '.join(map(repr, near)) or 'none'})"
+        near = similar_names(unknown[0], known) if unknown else "none"
+        message = f"drugs={unknown[:5]}: not known to the model (near: {near})"
         raise InputError(message)
     ids: dict[tuple[int, ...], str] = {(int(known[name]),): name for name in chosen if known[name] != 0}
     nobody = np.zeros(inputs.matrix.n_cells, dtype=np.int64)

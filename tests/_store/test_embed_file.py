@@ -22,6 +22,7 @@ from scipy import sparse
 
 import tahoe
 from tahoe.errors import InputError, TahoeWarning
+from tahoe.model import Vocabulary
 
 ROWS = 300
 
@@ -192,7 +193,7 @@ def test_an_unfinished_run_is_not_overwritten(folder, tiny_model, tmp_path):
 
 def unfinished_run(folder, output, model, source="cells.h5ad"):
     """A run that is interrupted after two shards."""
-    from tahoe._run.shards import Store
+    from tahoe._store.shards import Store
 
     written = Store.write
 
@@ -225,6 +226,22 @@ def test_a_run_with_other_parameters_does_not_go_on(folder, tiny_model, tmp_path
     with pytest.raises(InputError, match=message):
         tahoe.embed_file(folder / "cells.h5ad", output, tiny_model, **options)
     assert len(shards(output)) == 2
+
+
+def test_a_run_whose_genes_are_mapped_otherwise_does_not_go_on(folder, tiny_model, tmp_path, monkeypatch):
+    """As after a correction of the table of names: the same file, and another token for two of its columns."""
+    output, tokens_of = tmp_path / "out.zarr", Vocabulary.tokens_of
+    unfinished_run(folder, output, tiny_model)
+
+    def swapped(vocabulary, genes):
+        tokens = tokens_of(vocabulary, genes)
+        first = np.flatnonzero(tokens >= 0)[:2]
+        tokens[first] = tokens[first[::-1]]
+        return tokens
+
+    monkeypatch.setattr(Vocabulary, "tokens_of", swapped)
+    with pytest.raises(InputError, match="tokens of the genes"):
+        tahoe.embed_file(folder / "cells.h5ad", output, tiny_model, cells_per_shard=50, dtype="float32", resume=True)
 
 
 def test_a_run_that_an_earlier_version_began_goes_on(folder, truth, tiny_model, tmp_path):
