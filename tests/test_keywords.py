@@ -69,7 +69,7 @@ OWN = {
         *("n_exact", "n_projections"),
     ],
     "tl.search": ["k", "exact", "model"],
-    "tl.transfer_labels": ["obs_key", "k", "alpha", "cluster_key", "exact", "model"],
+    "tl.transfer_labels": ["obs_key", "k", "alpha", "cluster_key", "mostly_known", "exact", "model"],
     "get.gene_embeddings": ["cell"],
     "get.attention": ["cell", "network_layer", "heads"],
     "get.perturbation": ["key", "group", "sort_by", "ascending", "min_edited", "max_q"],

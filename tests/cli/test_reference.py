@@ -55,7 +55,7 @@ def same(result, expected):
         assert result.obs[name].tolist() == expected.obs[name].tolist()
     for name in ("bulk_labels_tahoe_shares", "bulk_labels_tahoe_set", "X_tahoe"):
         np.testing.assert_array_equal(result.obsm[name], expected.obsm[name])
-    assert list(result.uns["bulk_labels_tahoe"]["labels"]) == expected.uns["bulk_labels_tahoe"]["labels"]
+    assert list(result.uns["bulk_labels_tahoe"]["labels"]) == list(expected.uns["bulk_labels_tahoe"]["labels"])
 
 
 def test_a_store(folder, atlas, expected, tmp_path):
@@ -87,6 +87,19 @@ def test_a_table(folder, atlas, expected, tmp_path):
     labels = np.array(expected.uns["bulk_labels_tahoe"]["labels"])
     assert table["bulk_labels_tahoe_set"].iloc[0] == " | ".join(labels[expected.obsm["bulk_labels_tahoe_set"][0]])
     assert [path.name for path in tmp_path.iterdir()] == ["new.csv"]
+
+
+def test_a_file_of_mostly_known_cells(folder, atlas, expected, tmp_path):
+    """The same as in memory; what is not about novelty stays."""
+    assert annotate(folder, atlas, tmp_path / "new.zarr", "--mostly-known") == 0
+    assert annotate(folder, atlas, tmp_path / "new.h5ad", "--mostly-known") == 0
+    result, in_memory = anndata.read_zarr(tmp_path / "new.zarr"), anndata.read_h5ad(tmp_path / "new.h5ad")
+    same(result, in_memory)
+    np.testing.assert_array_equal(
+        result.obs["bulk_labels_tahoe_novelty_p"], in_memory.obs["bulk_labels_tahoe_novelty_p"]
+    )
+    assert (result.obs["bulk_labels_tahoe_novelty_p"] != expected.obs["bulk_labels_tahoe_novelty_p"]).any()
+    assert result.uns["bulk_labels_tahoe"]["mostly_known"]
 
 
 def test_an_interrupted_run_goes_on(folder, atlas, expected, tmp_path, monkeypatch):

@@ -62,6 +62,37 @@ def test_all_that_is_written(clouds, atlas):
     assert cells.uns["type_tahoe"]["groups"] == "donor"
 
 
+def test_cells_of_another_laboratory(clouds, atlas):
+    """All are farther from the reference than its own cells; a few are of a type that it lacks."""
+    cells = clouds(600, 1)
+    embeddings = cells.obsm["X_tahoe"]
+    embeddings[:, 1] += 1.2  # the laboratory
+    embeddings[::20, 2] += 6  # another type
+    novel = np.arange(600) % 20 == 0
+    with pytest.warns(TahoeWarning, match="pass mostly_known=True"):
+        far = tahoe.tl.transfer_labels(cells, atlas, obs_key="type", k=30, copy=True)
+    assert (far.obs["type_tahoe"] == "unknown")[~novel].mean() > 0.3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", TahoeWarning)
+        tahoe.tl.transfer_labels(cells, atlas, obs_key=["type", "broad"], k=30, mostly_known=True)
+    for key in ("type", "broad"):
+        unknown = cells.obs[f"{key}_tahoe"] == "unknown"
+        assert unknown[~novel].mean() < 0.08
+        assert unknown[novel].mean() > 0.9
+        assert cells.uns[f"{key}_tahoe"]["mostly_known"]
+        assert (cells.uns[f"{key}_tahoe"]["distance_ratios"] > 1.1).all()
+    # nothing but novelty changes
+    np.testing.assert_array_equal(cells.obsm["type_tahoe_shares"], far.obsm["type_tahoe_shares"])
+    np.testing.assert_array_equal(cells.obs["type_tahoe_confidence"], far.obs["type_tahoe_confidence"])
+
+
+def test_too_few_cells_to_know_the_most_of(clouds, atlas):
+    cells = clouds(19, 1)
+    with pytest.raises(InputError, match="mostly_known=True needs 20 cells"):
+        tahoe.tl.transfer_labels(cells, atlas, obs_key="type", k=30, mostly_known=True)
+    assert list(cells.obs) == ["type", "broad", "donor"]
+
+
 def test_several_columns_at_once(clouds, atlas):
     both, one = clouds(100, 1), clouds(100, 1)
     tahoe.tl.transfer_labels(both, atlas, obs_key=["type", "broad"], k=20)

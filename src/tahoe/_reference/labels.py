@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from tahoe._reference.held_back import HeldBack
 
 UNKNOWN = "unknown"
+# How many cells a median of distances is taken of, at the least.
+FEWEST = 20
 
 
 @dataclass(frozen=True)
@@ -106,15 +108,41 @@ class Calibration:
         return float(self.scores[rank - 1]) if rank <= self.n_sample else 1.0
 
     def labels(
-        self, neighbors: np.ndarray, distances: np.ndarray, last: np.ndarray, codes: np.ndarray, alpha: float
+        self,
+        neighbors: np.ndarray,
+        distances: np.ndarray,
+        last: np.ndarray,
+        codes: np.ndarray,
+        alpha: float,
+        ratios: np.ndarray | None = None,
     ) -> Labels:
-        """Labels of cells by their neighbours, the last of which is at the distance `last`."""
+        """Labels of cells by their neighbours, the last of which is at the distance `last`.
+
+        With `ratios`, what :meth:`distance_ratios` found, distances are compared after division by that of the label.
+        """
         shares = label_shares(neighbors, distances, codes, self.n_labels)
         has_votes = shares.sum(axis=1) > 0
         first = np.where(has_votes, shares.argmax(axis=1), -1)
         confidence = np.where(has_votes, np.interp(shares.max(axis=1, initial=0), *self.knots), np.nan)
         in_set = (share_above(shares) <= self.threshold(alpha)) & has_votes[:, None]
+        last = last if ratios is None else last / ratios[first]
         return Labels(first, shares, confidence, self._novelty(first, last), in_set)
+
+    def distance_ratios(self, codes: np.ndarray, last: np.ndarray) -> np.ndarray:
+        """How much farther cells with a label are from the reference than its held-back cells: a ratio of medians.
+
+        A label with few cells on either side has the ratio of all; it is NaN if there are too few of those as well.
+        """
+        typical = np.array([np.median(reach) if len(reach) >= FEWEST else 0.0 for reach in self.reach])
+        usable = (codes >= 0) & (typical[codes] > 0) & (last > 0)
+        relative = np.divide(last, typical[codes], out=np.full(len(last), np.nan), where=usable)
+        of_all = np.median(relative[usable]) if usable.sum() >= FEWEST else np.nan
+        ratios = np.full(self.n_labels, of_all)
+        for label in range(self.n_labels):
+            here = usable & (codes == label)
+            if here.sum() >= FEWEST:
+                ratios[label] = np.median(relative[here])
+        return ratios
 
     def _novelty(self, codes: np.ndarray, last: np.ndarray) -> np.ndarray:
         p = np.full(len(codes), np.nan)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tahoe._reference.embeddings import unit
 from tahoe._reference.held_back import MOST_NEIGHBORS
-from tahoe._reference.labels import UNKNOWN
+from tahoe._reference.labels import FEWEST, UNKNOWN
 from tahoe.errors import InputError, listed, warn
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import pandas as pd
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 LEAST, FACTOR = 50, 4
 # Cells whose neighbours are looked for at once.
 CELLS_AT_ONCE = 8192
+# Blocks of cells, spread over all, by which it is told how far most of them are from the reference.
+N_BLOCKS, BLOCK = 32, 512
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Transfer:
     exact: bool
     device: Any
     calibrations: dict[str, Calibration]
+    ratios: dict[str, np.ndarray] = field(default_factory=dict)
+    """With `mostly_known`, for each column: by what the distances of each label are divided."""
 
     @classmethod
     def plan(
@@ -92,17 +97,68 @@ class Transfer:
         for problem in problems:
             warn(f"{key!r} of the reference {self.reference.name!r}: {problem}")
 
-    def labels(self, embeddings: Any, names: Sequence[str] | np.ndarray) -> tuple[dict[str, Labels], np.ndarray]:
-        """Labels of cells, by column, and whether each cell has an embedding. A cell never votes for itself."""
-        embeddings = unit(embeddings)
+    def check_mostly_known(self, n_cells: int) -> None:
+        """Refuse what no median can be taken of.
+
+        Raises
+        ------
+        tahoe.errors.InputError
+            If there are too few cells, or too few were held back of every label.
+        """
+        for key, calibration in self.calibrations.items():
+            most = max((len(reach) for reach in calibration.reach), default=0)
+            if min(n_cells, most) < FEWEST:
+                message = (
+                    f"mostly_known=True needs {FEWEST} cells and {FEWEST} held-back cells of a label; there are"
+                    f" {n_cells}, and at most {most} of a label in {key!r} of the reference {self.reference.name!r}"
+                )
+                raise InputError(message)
+
+    def mostly_known(
+        self, read: Callable[[int, int], tuple[Any, Sequence[str] | np.ndarray]], n_cells: int
+    ) -> Transfer:
+        """The same for cells most of which are of the labels they get: novel is what is far among these.
+
+        Parameters
+        ----------
+        read
+            Gives embeddings and names of the cells from one place to another.
+        n_cells
+            How many cells there are.
+        """
+        starts = [n_cells * block // N_BLOCKS for block in range(N_BLOCKS + 1)]
+        nearest = []
+        for start, end in itertools.pairwise(starts):
+            if start < end:
+                embeddings, names = read(start, min(end, start + BLOCK))
+                nearest.append(self._nearest(unit(embeddings), names))
+        rows, distances, reach = (np.concatenate(parts) for parts in zip(*nearest, strict=True))
+        ratios = {}
+        for key, calibration in self.calibrations.items():
+            found = calibration.labels(rows, distances, reach, np.asarray(self.reference.codes(key)), self.alpha)
+            ratios[key] = calibration.distance_ratios(found.codes, reach)
+            if np.isnan(ratios[key]).any():
+                ratios[key] = np.where(np.isnan(ratios[key]), 1, ratios[key])
+                warn(f"fewer than {FEWEST} cells have a label of {key!r}: their distances are compared as they are")
+        return replace(self, ratios=ratios)
+
+    def _nearest(
+        self, embeddings: np.ndarray, names: Sequence[str] | np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Neighbours, their distances, and how far the last of them is."""
         rows, distances = self.reference.nearest(embeddings, self.k, exact=self.exact, names=names, device=self.device)
         # a cell with fewer neighbours than k, since some were itself, has its last one at the end
         last = np.where(np.isfinite(distances), distances, 0).max(axis=1, initial=0)
-        reach = np.where((rows >= 0).any(axis=1), last, np.nan)
+        return rows, distances, np.where((rows >= 0).any(axis=1), last, np.nan)
+
+    def labels(self, embeddings: Any, names: Sequence[str] | np.ndarray) -> tuple[dict[str, Labels], np.ndarray]:
+        """Labels of cells, by column, and whether each cell has an embedding. A cell never votes for itself."""
+        embeddings = unit(embeddings)
+        rows, distances, reach = self._nearest(embeddings, names)
         there = np.isfinite(embeddings).all(axis=1)
         return {
             key: self.calibrations[key].labels(
-                rows, distances, reach, np.asarray(self.reference.codes(key)), self.alpha
+                rows, distances, reach, np.asarray(self.reference.codes(key)), self.alpha, self.ratios.get(key)
             )
             for key in self.obs_keys
         }, there
@@ -121,6 +177,8 @@ class Transfer:
                 f" alpha={self.alpha} allows {self.alpha:.0%}: it lacks their types, or they come from another"
                 " laboratory or chemistry. Then confidence and sets are too bold as well"
             )
+            if not self.ratios:
+                message += "; if most of your cells are of types that it has, pass mostly_known=True"
             warn(message)
 
     def named(self, key: str, labels: Labels) -> pd.Categorical:
@@ -148,6 +206,8 @@ class Transfer:
             "held_back_accuracy": calibration.accuracy,
             "set_threshold": calibration.threshold(self.alpha),
             "labels_without_novelty": self.without_novelty(key) or None,
+            "mostly_known": bool(self.ratios),
+            "distance_ratios": self.ratios.get(key),
         }
         record |= {name: reference.embedding.get(name) for name in ("model", "model_sha256", "vocabulary_sha256")}
         return {name: value for name, value in record.items() if value is not None}

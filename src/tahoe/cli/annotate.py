@@ -36,7 +36,16 @@ OUTPUTS = (".zarr", ".csv", ".h5ad")
 
 
 def annotated(
-    source: str, reference: str, output: str, *, obs_keys: list[str], k: int, alpha: float, exact: bool, **how: Any
+    source: str,
+    reference: str,
+    output: str,
+    *,
+    obs_keys: list[str],
+    k: int,
+    alpha: float,
+    mostly_known: bool,
+    exact: bool,
+    **how: Any,
 ) -> None:
     """Label the cells of a file, and write a store, a table, or the file with the labels."""
     target = Path(output).absolute()
@@ -46,7 +55,7 @@ def annotated(
         atlas, obs_keys, k=k, alpha=alpha, exact=exact, device=choose_device(how["device"] or settings.device)
     )
     if target.suffix == ".h5ad":
-        _in_memory(source, atlas, target, obs_keys, k=k, alpha=alpha, exact=exact, **how)
+        _in_memory(source, atlas, target, obs_keys, k=k, alpha=alpha, mostly_known=mostly_known, exact=exact, **how)
         return
     # the store with the embedding, until it has labels
     embedded = target.with_name(f"{target.name}.embedded.zarr")
@@ -59,6 +68,11 @@ def annotated(
         source = str(embedded)
     with opened(source, atlas.use_rep) as cells:
         check_same_embedding(cells.record, cells.rows.shape[1], atlas)
+        if mostly_known:
+            plan.check_mostly_known(cells.n_cells)
+            plan = plan.mostly_known(
+                lambda start, stop: (cells.rows[start:stop], _names(cells, start, stop)), cells.n_cells
+            )
         if target.suffix == ".csv":
             _write_table(cells, plan, target)
         else:
@@ -160,9 +174,12 @@ def _blocks(cells: Cells, plan: Transfer) -> Iterator[tuple[int, int, dict[str, 
     with tqdm(total=cells.n_cells, unit="cell", disable=not settings.progress) as bar:
         for start in range(0, cells.n_cells, CELLS_AT_ONCE):
             stop = min(start + CELLS_AT_ONCE, cells.n_cells)
-            names = np.array([name.decode() for name in cells.names(start, stop)])
-            yield start, stop, plan.labels(cells.rows[start:stop], names)[0]
+            yield start, stop, plan.labels(cells.rows[start:stop], _names(cells, start, stop))[0]
             bar.update(stop - start)
+
+
+def _names(cells: Cells, start: int, stop: int) -> np.ndarray:
+    return np.array([name.decode() for name in cells.names(start, stop)])
 
 
 @contextmanager

@@ -82,7 +82,8 @@ def annotate_half(adata: AnnData) -> str:
     known = np.arange(adata.n_obs) % 2 == 0
     with tempfile.TemporaryDirectory() as folder:
         reference = tahoe.build_reference(adata[known].copy(), Path(folder) / "half", obs_keys=LABELS)
-        others = tahoe.tl.transfer_labels(adata[~known].copy(), reference, obs_key=LABELS, k=15, copy=True)
+        others = adata[~known].copy()
+        tahoe.tl.transfer_labels(others, reference, obs_key=LABELS, k=15)
     told, truth = (others.obs[key].astype(str).to_numpy() for key in (f"{LABELS}_tahoe", LABELS))
     unknown = told == "unknown"
     return (

@@ -98,6 +98,7 @@ def search(source: str, reference: str, output: str, k: int, cells: tuple[str, .
 @click.option("-o", "--output", required=True, help="NAME.zarr (store), NAME.csv (table), or NAME.h5ad (in memory).")
 @click.option("-k", default=50, show_default=True, help="How many neighbours vote.")
 @click.option("--alpha", default=0.05, show_default=True, help="Risk that is taken; see tl.transfer_labels.")
+@click.option("--mostly-known", is_flag=True, help="Assume that most cells are of the labels they get.")
 @click.option("--exact", is_flag=True, help="Compare with all cells also where the reference has an index.")
 @click.option("-m", "--model", help="The reference's model, where it lies elsewhere now.")
 @click.option("--layer", help="Read layers[LAYER] instead of X.")

@@ -37,6 +37,7 @@ def transfer_labels(
     k: int = 50,
     alpha: float = 0.05,
     cluster_key: str | None = None,
+    mostly_known: bool = False,
     exact: bool = False,
     model: str | os.PathLike[str] | TahoeModel | None = None,
     layer: str | None = None,
@@ -71,6 +72,11 @@ def transfer_labels(
         Risk that is taken: that a cell of a known kind is called «unknown», and that a set of labels lacks the truth.
     cluster_key
         Column of ``adata.obs`` with clusters, which then get a label each, beside those of the cells.
+    mostly_known
+        Assume that most of the cells are of the labels that they get, and call novel what is far from the reference
+        among *them*: distances are divided by the ratio of the medians of these cells and of the held-back ones, label
+        by label. Use it for cells of another laboratory or chemistry, all of which are farther away than cells of the
+        reference are from each other. Not if a whole label may be wrong: most of its cells then pass for known.
     exact
         Compare with all cells of the reference also where it has an index.
     model
@@ -142,11 +148,16 @@ def transfer_labels(
     where = choose_device(device or settings.device)
     opened = load_reference(reference)
     plan = Transfer.plan(opened, list(names), k=k, alpha=alpha, exact=exact, device=where)
+    if mostly_known:
+        plan.check_mostly_known(adata.n_obs)
     check_query(adata, opened)
     adata = copy_or_self(adata, copy)
     options: dict[str, Any] = {"layer": layer, "use_raw": use_raw, "min_coverage": min_coverage}
     embeddings = embed_as(adata, opened, model, **options, device=device, dtype=dtype)
-    labels_of, there = _labels(plan, embeddings, np.asarray(adata.obs_names, dtype=str))
+    obs_names = np.asarray(adata.obs_names, dtype=str)
+    if mostly_known:
+        plan = plan.mostly_known(lambda start, stop: (embeddings[start:stop], obs_names[start:stop]), adata.n_obs)
+    labels_of, there = _labels(plan, embeddings, obs_names)
     obs: dict[str, Any] = {}
     obsm: dict[str, Any] = {}
     uns: dict[str, Any] = {}
