@@ -66,3 +66,22 @@ def test_where_kernels_do_not_compile_there_are_none(caplog):
     else:
         assert found is None
         assert "not fused" in caplog.text
+
+
+def test_layers_in_parts_compute_the_same_and_call_hooks(tiny, tiny_cells, monkeypatch):
+    """On a GPU the sum after a layer is left to the norm of the next one, unless somebody watches the layer."""
+    columns = tiny.vocabulary.tokens_of(tiny_cells.var_names)
+    batch = tiny.batch(tiny.tokenize(tiny_cells.X[:4], columns))
+    with torch.inference_mode():
+        expected = tiny.network.embed_cells(batch), tiny.network(batch)
+        monkeypatch.setattr("tahoe.model.network.network.infers_on_cuda", lambda _: True)
+        called = []
+        monkeypatch.setattr(type(tiny.network.layers[0]), "forward", lambda *_: called.append("whole"))
+        assert torch.equal(tiny.network.embed_cells(batch), expected[0])
+        assert torch.equal(tiny.network(batch), expected[1])
+        assert not called
+        monkeypatch.undo()
+        monkeypatch.setattr("tahoe.model.network.network.infers_on_cuda", lambda _: True)
+        tiny.network.layers[0].register_forward_hook(lambda *_: called.append("hook"))
+        assert torch.equal(tiny.network(batch), expected[1])
+    assert called == ["hook"]

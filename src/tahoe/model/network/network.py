@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tahoe.errors import ModelError
 from tahoe.model.cpu.linear import Linear, computed_in, linear
 from tahoe.model.cuda import fused
+from tahoe.model.cuda.transfers import infers_on_cuda
 from tahoe.model.network.attention import ATTENTION, Attention, Spans, weights
 from tahoe.model.network.decoders import ExpressionDecoder, MVCDecoder
 from tahoe.model.network.encoders import ACTIVATIONS, DrugEncoder, Embedding, ValueEncoder
@@ -208,10 +209,13 @@ class Network(nn.Module):
     def _through(
         self, layers: nn.ModuleList, batch: Batch, attend: Attention, masked_T: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """The two parts of what comes out of these layers."""
+        """The two parts of what comes out of these layers. Where a layer has hooks it is called, as they expect."""
         x_TD, update_TD = self.inputs(batch), None
         for layer in layers:
-            x_TD, update_TD = layer.forward_parts(x_TD, update_TD, batch.cells, attend, masked_T)  # type: ignore[operator]
+            if infers_on_cuda(x_TD) and not (layer._forward_hooks or layer._forward_pre_hooks):
+                x_TD, update_TD = layer.forward_parts(x_TD, update_TD, batch.cells, attend, masked_T)  # type: ignore[operator]
+            else:
+                x_TD, update_TD = layer(add(x_TD, update_TD), batch.cells, attend, masked_T), None
         return x_TD, update_TD
 
     def inputs(self, batch: Batch) -> Tensor:
