@@ -16,9 +16,11 @@ import tahoe
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
 
+METRICS = ["logistic regression macro-F1", "kNN purity", "silhouette", "NMI"]
 FOLDER = Path(__file__).parents[1] / "docs" / "_static" / "gallery"
 
 
@@ -28,6 +30,13 @@ def pictures() -> Iterator[tuple[str, Callable[[AnnData], Axes]]]:
     yield "gene_neighbors", lambda adata: tahoe.pl.gene_neighbors(adata, "NKG7")
     yield "attention_heatmap", lambda adata: tahoe.pl.attention(adata)
     yield "attention_network", lambda adata: tahoe.pl.attention(adata, kind="network")
+    yield "evaluation", lambda adata: tahoe.pl.evaluation(evaluated(adata), metrics=METRICS)[0]
+
+
+def evaluated(adata: AnnData) -> pd.DataFrame:
+    """The embedding and the baselines, judged by the labels of the cells."""
+    tahoe.tl.embed(adata, model="demo")
+    return tahoe.evaluate.cell_types(adata, "X_tahoe", label="bulk_labels")
 
 
 def main(folder: Path) -> None:

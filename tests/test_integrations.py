@@ -1,8 +1,10 @@
-"""The examples of ``docs/guide/ecosystem.md`` run, and do what the page says."""
+"""The examples of ``docs/guide/ecosystem.md`` and ``state.md`` run, and do what the pages say."""
 
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
@@ -71,6 +73,31 @@ def test_scib_metrics(vectors):
     results = names["benchmarker"].get_results(min_max_scale=False).drop("Metric Type")
     assert set(results.index) == {"X_tahoe", "X_pca"}
     assert results.astype(float).notna().all(axis=None)
+
+
+@pytest.mark.skipif(
+    not shutil.which("state"), reason="State has an environment of its own; put its command on the PATH"
+)
+def test_state_takes_the_embedding_and_its_predictions_are_judged(vectors, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (PAGE.parent / "state.md").read_text(encoding="utf-8")
+    names: dict = {}
+    for language, code in re.findall(r"^```(python|bash)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        if language == "python":
+            exec(compile(code, "state.md", "exec"), names)
+        else:
+            assert "training.max_steps=300" in code
+            commands = code.replace("training.max_steps=300", "training.max_steps=3")
+            done = subprocess.run(["bash", "-e"], input=commands, capture_output=True, text=True, check=False)
+            assert not done.returncode, done.stderr[-3000:]
+    predicted, cells = names["predicted"], names["cells"]
+    np.testing.assert_array_equal(anndata.read_h5ad("cells/cells.h5ad").obsm["X_tahoe"], vectors)
+    assert predicted.obsm["X_tahoe"].shape == ((names["treated"] & names["held_out"]).sum(), vectors.shape[1])
+    assert predicted.n_vars == cells.n_vars
+    table = names["table"]
+    assert set(table["representation"]) == {"State", "control mean", "perturbation mean", "linear"}
+    told = table[(table["representation"] == "State") & (table["metric"] != "discrimination score")]
+    assert np.isfinite(told["value"]).all()  # one perturbation in one type has nothing to be told from
 
 
 def test_the_accessor_calls_the_functions(vectors):

@@ -14,6 +14,8 @@ import anndata
 import numpy as np
 import pandas as pd
 
+from tahoe.errors import TahoeError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -30,9 +32,19 @@ class Needed:
     where: str
     size: str
     sha256: str = ""
+    checked: bool = True
+    """Whether others name this address for this file, too; nobody has fetched it from here."""
 
     def find(self, folder: Path) -> list[Path]:
         return sorted({path for pattern in self.patterns for path in folder.glob(pattern)})
+
+
+def run(main: Callable[[], object]) -> None:
+    """Call it, and end with the message alone if the cells, the model or an option cannot be used."""
+    try:
+        main()
+    except TahoeError as error:
+        sys.exit(str(error))
 
 
 def parse(doc: str | None, arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -52,6 +64,7 @@ def require(folder: Path, needed: Sequence[Needed]) -> list[list[Path]]:
     found = [need.find(folder) for need in needed]
     problems = [
         f"- {' or '.join(need.patterns)}: {need.what} ({need.size})\n  from {need.where}"
+        + ("" if need.checked else " (unchecked)")
         for need, paths in zip(needed, found, strict=True)
         if not paths
     ]

@@ -18,7 +18,7 @@ import pandas as pd
 from scipy import sparse
 
 import tahoe
-from benchmarks.paper.common import Needed, array_once, parse, require, show, table_once
+from benchmarks.paper.common import Needed, array_once, parse, require, run, show, table_once
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -120,4 +120,4 @@ def _lines_before_names(path: Path) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

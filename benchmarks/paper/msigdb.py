@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 import tahoe
-from benchmarks.paper.common import Needed, array_once, parse, require, show, table_once
+from benchmarks.paper.common import Needed, array_once, parse, require, run, show, table_once
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +36,7 @@ NEEDED = (
         "cells with counts that express most genes, for EA and for the baselines",
         "your own, or those of the authors: s3://tahoe-hackathon-data/MFM/benchmarks/msigdb/ (public)",
         "any size that fits into memory",
+        checked=False,
     ),
 )
 
@@ -88,4 +89,4 @@ def over_seeds(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import anndata
 
 import tahoe
-from benchmarks.paper.common import Needed, array_once, parse, require, show, table_once
+from benchmarks.paper.common import Needed, array_once, parse, require, run, show, table_once
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,4 +64,4 @@ def _evaluate(path: Path, options: object, model: list[tahoe.TahoeModel]) -> pd.
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -43,7 +43,7 @@ def run(benchmark, name: str, folder: Path):
         ("msigdb", "hallmark gene sets"),
         ("depmap", "RNA-seq counts of cell lines"),
         ("tabula_sapiens", "one file a tissue"),
-        ("state_transition", "one file a plate"),
+        ("state_transition", "all files with the same genes"),
     ],
 )
 def test_missing_files_are_named_with_where_to_get_them(benchmark, tmp_path, name, told):
@@ -60,6 +60,11 @@ def test_wrong_files_are_told(benchmark, tmp_path):
     need = common.Needed(("a.txt",), "a letter", "https://example.org", "1 byte", "0" * 64)
     with pytest.raises(SystemExit, match="sha256 is not 0000"):
         common.require(tmp_path, [need])
+
+
+def test_an_error_ends_with_its_message_alone(benchmark):
+    with pytest.raises(SystemExit, match="^model='3c' is neither a registered name nor a folder"):
+        benchmark("common").run(lambda: tahoe.load_model("3c"))
 
 
 def test_msigdb(benchmark, tmp_path, monkeypatch, capsys):
@@ -126,9 +131,10 @@ def test_tabula_sapiens(benchmark, tmp_path):
     assert "kNN purity over chance" in set(table["metric"])
 
 
-def test_state_transition(benchmark, tmp_path, capsys):
+def test_state_transition(benchmark, tmp_path, capsys, monkeypatch):
     import scanpy as sc
 
+    monkeypatch.setattr(benchmark("state_transition"), "N_GENES", 200)
     adata = cells(160)
     adata.layers["counts"] = adata.X.copy()
     sc.pp.normalize_total(adata)
@@ -141,12 +147,18 @@ def test_state_transition(benchmark, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "state tx train" in printed
     assert "data.kwargs.pert_col=cytokine" in printed
+    assert "data.kwargs.control_pert=PBS" in printed
     split = (tmp_path / "results" / "demo" / "split.toml").read_text()
     assert '"parse.Donor1" = "test"' in split
     prepared = anndata.read_h5ad(tmp_path / "results" / "demo" / "prepared" / "cells.h5ad")
     assert prepared.obsm["X_tahoe"].shape == (160, 128)
+    assert prepared.obsm["X_hvg"].shape == (160, 200)
+    np.testing.assert_array_equal(prepared.obsm["X_hvg"], prepared[:, prepared.var["highly_variable"]].X.toarray())
     (tmp_path / "predicted").mkdir()
-    prepared[prepared.obs["donor"] == "Donor1"].copy().write_h5ad(tmp_path / "predicted" / "state.h5ad")
+    predicted = prepared[prepared.obs["donor"] == "Donor1", prepared.var["highly_variable"]]
+    # as State writes it: the genes that it decodes, without their names
+    numbered = anndata.AnnData(predicted.obsm["X_hvg"], obs=predicted.obs)
+    numbered.write_h5ad(tmp_path / "predicted" / "state.h5ad")
     table = run(benchmark, "state_transition", tmp_path)
     assert list(table["representation"].unique()) == ["state", "control mean", "perturbation mean", "linear"]
     assert (table["n"] == 3).all()

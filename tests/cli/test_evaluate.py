@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import shutil
+
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -38,3 +41,17 @@ def test_a_wrong_call_leaves_nothing(path, tmp_path, capsys):
     folder.write_text("")
     assert cli.main(["evaluate", str(path), "--label-key", "type", "--rep", "X_a", "-o", str(folder)]) == 1
     assert "this is a file" in capsys.readouterr().err
+
+
+def test_a_representation_of_another_length(path, tmp_path, capsys):
+    short, folder = tmp_path / "short.h5ad", tmp_path / "report"
+    shutil.copy(path, short)
+    with h5py.File(short, "r+") as file:
+        first, encoding = file["obsm/X_a"][:50], dict(file["obsm/X_a"].attrs)
+        del file["obsm/X_a"]
+        file["obsm"].create_dataset("X_a", data=first).attrs.update(encoding)
+    assert cli.main(["evaluate", str(short), "--label", "type", "--rep", "X_b", "X_a", "-o", str(folder)]) == 1
+    message = capsys.readouterr().err
+    assert "'X_a'" in message
+    assert "(150,)" in message
+    assert not folder.exists()

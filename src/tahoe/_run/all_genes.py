@@ -19,9 +19,10 @@ CHUNK = 30_000
 def embed_all_genes(model: TahoeModel, tokens: np.ndarray) -> np.ndarray:
     """Outputs of the network at these tokens, among all tokens of the vocabulary with their values hidden.
 
-    The tokens go through the network in the order of their ids, 30,000 at a time, without a token for a cell. All of
-    a chunk see each other, also in models that were trained with hidden values out of sight. Special tokens are among
-    them, as in the authors' script.
+    The tokens go through the network in the order of the vocabulary's file, 30,000 at a time, without a token for a
+    cell. All of a chunk see each other, also in models that were trained with hidden values out of sight. Special
+    tokens are among them. All this as in the authors' script; the files of the released models are not in the order of
+    the ids, and this order decides which genes share a chunk.
 
     Parameters
     ----------
@@ -35,7 +36,7 @@ def embed_all_genes(model: TahoeModel, tokens: np.ndarray) -> np.ndarray:
     float32, tokens × d_model; NaN for -1.
     """
     network, attend = model.network, ATTENTION["sdpa" if model.attention == "eager" else model.attention]
-    ids = np.array(sorted(model.vocabulary.ids.values()), dtype=np.int64)
+    ids = np.array(list(model.vocabulary.ids.values()), dtype=np.int64)
     place_of = np.full(ids.max() + 1, -1)
     place_of[ids] = np.arange(len(ids))
     places = np.where(tokens >= 0, place_of[tokens], -1)

@@ -30,7 +30,8 @@ class Vocabulary:
     Parameters
     ----------
     ids
-        Id of each token. The order of the mapping means nothing; ids must be different and not negative.
+        Id of each token; ids must be different and not negative. Ids say which gene is which. The order of the mapping
+        only says which genes are together where not all of them fit at once.
     """
 
     def __init__(self, ids: Mapping[str, int]) -> None:
@@ -47,8 +48,8 @@ class Vocabulary:
         return {"ids": self.ids}
 
     def write(self, path: Path) -> None:
-        """Write a ``vocab.json``, in the order of the ids."""
-        path.write_text(json.dumps(dict(sorted(self.ids.items(), key=lambda item: item[1])), indent=1))
+        """Write a ``vocab.json``, in the order that these tokens came in."""
+        path.write_text(json.dumps(self.ids, indent=1))
 
     def __len__(self) -> int:
         return len(self.ids)
