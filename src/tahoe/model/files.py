@@ -18,6 +18,8 @@ MODEL_FILE = "model_config.yml"
 COLLATOR_FILE = "collator_config.yml"
 VOCABULARY_FILE = "vocab.json"
 DRUGS_FILE = "drug_to_id_pad.json"
+# What was taught to a model: a head, and adapters if there are any. Beside weights, or in their place.
+FINE_TUNED_FILE = "fine_tuned.safetensors"
 FILES = (WEIGHTS_FILE, MODEL_FILE, COLLATOR_FILE, VOCABULARY_FILE)
 # How far below a folder checkpoints are looked for: a cache of the Hub has them under models--…/snapshots/<commit>.
 MAX_DEPTH, MAX_FOLDERS = 4, 500
