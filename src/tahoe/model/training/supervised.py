@@ -19,11 +19,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# The head alone is cheap, so it may take its time.
-HEAD_RATE, HEAD_BATCH, HEAD_EPOCHS, HEAD_PATIENCE, HEAD_DECAY = 3e-3, 64, 200, 10, 0.05
-RATES = {"lora": 1e-3, "full": 1e-4}
-# Cells of a batch go through the network in parts of so many tokens; gradients are added up.
-TOKENS_AT_ONCE = 1 << 14
+# Highest learning rates; for the head alone, that of `HEAD_PLAN`.
+RATES, HEAD_RATE = {"lora": 1e-3, "full": 1e-4}, 3e-3
 
 
 @dataclass(frozen=True)
@@ -55,6 +52,10 @@ class FineTuningPlan:
         if step < warm:
             return (step + 1) / warm
         return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, n_steps - warm)))
+
+
+# The head alone is cheap, so it may take its time.
+HEAD_PLAN = FineTuningPlan(epochs=200, patience=10, batch_size=64, weight_decay=0.05)
 
 
 @dataclass
@@ -216,7 +217,7 @@ def _restored(weights: list[nn.Parameter], state: list[Tensor], what: Fit, valid
     return _without_gradient(what, validation)
 
 
-def weight_groups(network: Network, rate: float, decay: float) -> list[dict[str, Any]]:
+def weight_groups(network: nn.Module, rate: float, decay: float) -> list[dict[str, Any]]:
     """Weights that need gradients, in groups for AdamW: matrices decay, all else is left alone."""
     tables = {id(module.weight) for module in network.modules() if isinstance(module, nn.Embedding)}
     weights = [weight for weight in network.parameters() if weight.requires_grad]
