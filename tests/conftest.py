@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 from scipy import sparse
 
 import tahoe
+from tahoe.model.training import FineTuningPlan
 
 pytest.register_assert_rewrite("tests.strategies")
 HERE = Path(__file__).parent
@@ -68,6 +69,25 @@ def tiny_cells(reference) -> anndata.AnnData:
 def full_cells(tiny_cells) -> anndata.AnnData:
     """The cells of `tiny_cells` that express a gene of the vocabulary."""
     return tiny_cells[np.arange(64) != 5].copy()
+
+
+@pytest.fixture
+def labelled(full_cells):
+    """63 cells of 5 donors, with a type that their most expressed genes tell, an age and two proteins."""
+    generator = np.random.default_rng(0)
+    halves = full_cells.X.toarray()
+    score = halves[:, ::2].sum(axis=1) - halves[:, 1::2].sum(axis=1)
+    full_cells.obs["type"] = np.array(["B", "NK", "T"])[np.digitize(score, np.quantile(score, [1 / 3, 2 / 3]))]
+    full_cells.obs["donor"] = [f"donor {number % 5}" for number in range(full_cells.n_obs)]
+    full_cells.obs["age"] = (score - score.mean()) / score.std() * 10 + 50.5
+    full_cells.obsm["proteins"] = np.stack([score, generator.normal(size=len(score))], axis=1)
+    return full_cells
+
+
+@pytest.fixture(scope="session")
+def short():
+    """A plan that takes a second."""
+    return FineTuningPlan(epochs=2, batch_size=16, learning_rate=5e-3, rank=2, alpha=4.0)
 
 
 @pytest.fixture(scope="session")

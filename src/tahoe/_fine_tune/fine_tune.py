@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +16,7 @@ from tahoe._fine_tune.cells import Cells, read_cells
 from tahoe._fine_tune.comparison import EMBEDDINGS, PCA, compare
 from tahoe._fine_tune.split import hold_back
 from tahoe._fine_tune.targets import Wanted, check_class_weight, read_targets
+from tahoe._fine_tune.task import Task
 from tahoe._run.inputs import check_at_least, read_inputs
 from tahoe._run.parameters import document_parameters
 from tahoe.errors import InputError, ModelError, warn
@@ -25,25 +26,13 @@ from tahoe.model.attaching import attach
 from tahoe.model.checkpoint.weights import hash_weights
 from tahoe.model.files import WEIGHTS_FILE
 from tahoe.model.network.attention import choose_attention
-from tahoe.model.training import Base, FineTuned, FineTuningPlan, Head, TrainingReport
-from tahoe.model.training.labels import Truth
-from tahoe.model.training.lora import adapt, adapters_of
-from tahoe.model.training.supervised import (
-    HEAD_PLAN,
-    HEAD_RATE,
-    RATES,
-    Fit,
-    fit,
-    train_embedding_weights,
-    weight_groups,
-)
-from tahoe.settings import settings
+from tahoe.model.training import Base, FineTuned, FineTuningPlan, TrainingReport
+from tahoe.model.training.supervised import RATES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
-    from torch import Tensor
 
     from tahoe.model import Network, TahoeModel
 
@@ -76,8 +65,9 @@ def fine_tune(
     """Teach a model to tell labels, or quantities, of cells.
 
     A head, one linear layer on standardised embeddings, is trained first, on the embeddings as they are. Then, unless
-    ``method="head"``, adapters :cite:p:`Hu2022` or all weights are trained with it, from that state on, as long as held-out cells
-    are told better. What has to be beaten stands beside the result: see Returns.
+    ``method="head"``, adapters :cite:p:`Hu2022` or all weights are trained with it, from that state on
+    :cite:p:`Kumar2022`, as long as held-out cells are told better. What has to be beaten stands beside the result: see
+    Returns.
 
     Parameters
     ----------
@@ -103,7 +93,7 @@ def fine_tune(
         Folder that the result is saved to, as by `TahoeModel.save`.
     max_length
         Maximum number of tokens per cell, in training and later in `tahoe.tl.predict`; those beyond it as in
-        `tahoe.tl.embed`. The released models were trained with 1,024. Time and memory grow with it: 512 takes less than half as long.
+        `tahoe.tl.embed`. 1,024 is what the released models were trained with; 512 takes less than half the time.
     seed
         Random seed of the cells that are held back, the order of the batches, the adapters, and the choice of genes in
         cells above `max_length`. The same seed on the same machine gives the same result to the bit.
@@ -114,10 +104,11 @@ def fine_tune(
     can be saved, pushed to the Hub and loaded again. With ``"lora"`` the adapters are merged into its weights, in
     float32, and with ``"full"`` its weights are float32.
 
-    ``training_report.epochs`` has losses and scores of the held-out cells in every epoch, ``training_report.comparison``
-    those of the result and of what it has to beat, on the same cells: the head alone, a logistic (ridge) regression on
-    the embeddings and on 50 principal components of log counts, and the most frequent class (the mean). Make tables of
-    them by ``pandas.DataFrame(…)``. Since these cells also decided when to stop, the first two are flattered a little.
+    ``training_report.epochs`` has losses and scores of the held-out cells in every epoch, and
+    ``training_report.comparison`` the scores of the result and of what it has to beat, on the same cells: the head
+    alone, a logistic (ridge) regression on the embeddings and on 50 principal components of log counts, and the most
+    frequent class (the mean). Make tables of them by ``pandas.DataFrame(…)``. Since these cells also decided when to
+    stop, the first two are flattered a little.
 
     Raises
     ------
@@ -147,7 +138,9 @@ def fine_tune(
     check_adata(adata)
     check_at_least(max_length=(max_length, 2))
     wanted = read_targets(adata, target)
-    class_weight = dict(class_weight) if class_weight is not None and not isinstance(class_weight, str) else class_weight
+    class_weight = (
+        dict(class_weight) if class_weight is not None and not isinstance(class_weight, str) else class_weight
+    )
     _check_arguments(method, validation, plan, output)
     check_class_weight(class_weight, [each.target for each in wanted])
     rows = _labelled(wanted, adata.n_obs)
@@ -174,13 +167,18 @@ def fine_tune(
     report = TrainingReport(n_train=len(train), n_validation=len(held))
     if of_group is not None:
         report.held_out_groups = sorted(set(of_group[held].tolist()))
-    task = _Task(inputs.model, cells, here, train, held, class_weight, plan or FineTuningPlan(), seed, report)
+    task = Task(inputs.model, cells, here, train, held, class_weight, plan or FineTuningPlan(), seed, report)
     told, head, adapters, network = task.train(method)
     if report.stopped.startswith("diverged"):
-        message = f"training {report.stopped}; the best state from before is kept (epoch {report.best_epoch}); lower the learning rate"
-        warn(message)
+        warn(
+            f"training {report.stopped}; the best state from before is kept (epoch {report.best_epoch}); lower"
+            " learning_rate in plan="
+        )
     counts, are_counts = read_counts(adata, layer=layer, use_raw=use_raw)
-    vectors = {EMBEDDINGS: cells.embeddings, PCA: _pca_of(counts[rows][expressed], are_counts, expressed, len(rows), seed)}
+    vectors = {
+        EMBEDDINGS: cells.embeddings,
+        PCA: _pca_of(counts[rows][expressed], are_counts, expressed, len(rows), seed),
+    }
     report.comparison = compare(here, told, vectors, train, held, class_weight)
     options = {
         "max_length": max_length,
@@ -196,85 +194,16 @@ def fine_tune(
         "tahoe_version": version("tahoe-anndata"),
     }
     tuned = FineTuned(method, base, head, adapters, task.plan.alpha, options, report)
-    name = Path(output).name if output is not None else f"{inputs.model.name}-{'-'.join(head_names(head))}"
+    name = (
+        Path(output).name
+        if output is not None
+        else f"{inputs.model.name}-{'-'.join(each.target.name for each in wanted)}"
+    )
     result = _result(inputs.model, tuned, network, name)
     log.info("fine-tuned %r: %s; %s", result, report.stopped, report.comparison)
     if output is not None:
         _save(result, output)
     return result
-
-
-@dataclass
-class _Task:
-    """Labelled cells, and a model that is to tell their labels."""
-
-    model: TahoeModel
-    cells: Cells
-    wanted: list[Wanted]
-    train_rows: np.ndarray
-    held: np.ndarray
-    class_weight: Any
-    plan: FineTuningPlan
-    seed: int
-    report: TrainingReport
-
-    def train(self, method: str) -> tuple[dict[str, Any], Head, dict[str, Tensor], Network]:
-        """Train the head, and then the network with it.
-
-        Returns
-        -------
-        What is told of the held-out cells, by method and target; the head; the adapters; the network.
-        """
-        model, told = self.model, {}
-        with torch.inference_mode(False):
-            head = Head([each.target for each in self.wanted], model.config.d_model)
-            head.standardise(self.cells.embeddings[self.train_rows])
-            head = head.to(model.device)
-            embeddings = torch.from_numpy(self.cells.embeddings).to(model.device)
-        truth = Truth(head, {each.target.name: each.values for each in self.wanted}, self.train_rows, self.class_weight)
-
-        def of_embeddings(rows: np.ndarray) -> Tensor:
-            return head(embeddings[torch.from_numpy(rows).to(model.device)])
-
-        groups = weight_groups(head, HEAD_RATE, HEAD_PLAN.weight_decay)
-        outputs = self._fit(Fit(of_embeddings, groups, HEAD_PLAN, lambda rows: [rows], "head"), truth)
-        alone = head.answers(outputs)
-        if method == "head":
-            return {"head": alone}, head.requires_grad_(False), {}, model.network
-        network, kernel, autocast = self._trainable(method)
-
-        def of_network(rows: np.ndarray) -> Tensor:
-            with autocast:
-                return head(network.embed_cells(model.batch(self.cells.some(rows)), kernel))
-
-        rate = self.plan.learning_rate or RATES[method]
-        groups = [*weight_groups(network, rate, self.plan.weight_decay), *weight_groups(head, rate, self.plan.weight_decay)]
-        outputs = self._fit(Fit(of_network, groups, self.plan, self.cells.parts, "network"), truth)
-        told = {method: head.answers(outputs), "head alone": alone}
-        network.requires_grad_(False).eval()
-        return told, head.requires_grad_(False), adapters_of(network), network
-
-    def _fit(self, what: Fit, truth: Truth) -> Tensor:
-        with torch.autocast(self.model.device.type, enabled=False):  # that of the caller
-            return fit(
-                what, truth, self.train_rows, self.held, self.report, seed=self.seed, progress=settings.progress
-            )
-
-    def _trainable(self, method: str) -> tuple[Network, str, torch.autocast]:
-        """A network of which only what is to be trained needs gradients, its attention, and its precision."""
-        model = self.model
-        if method == "lora":
-            network = adapt(model.network, self.plan.rank, self.plan.alpha, self.seed)
-            return network, model.attention, torch.autocast(model.device.type, enabled=False)
-        network = train_embedding_weights(model.copy(model.name).network)
-        in_16_bits = model.dtype == torch.bfloat16
-        kernel = choose_attention(None, model.device, model.dtype, model.config.d_model)
-        return network, kernel, torch.autocast(model.device.type, torch.bfloat16, enabled=in_16_bits)
-
-
-def head_names(head: Head) -> list[str]:
-    """Names of the targets."""
-    return [target.name for target in head.targets]
 
 
 def _check_arguments(method: str, validation: float, plan: FineTuningPlan | None, output: Any) -> None:
@@ -292,7 +221,9 @@ def _check_arguments(method: str, validation: float, plan: FineTuningPlan | None
     place = Path(output)
     nearest = next(each for each in (place, *place.absolute().parents) if each.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        message = f"output={str(output)!r} cannot be written: {nearest} is {'not writable' if nearest.is_dir() else 'a file'}"
+        message = (
+            f"output={str(output)!r} cannot be written: {nearest} is {'not writable' if nearest.is_dir() else 'a file'}"
+        )
         raise InputError(message)
     if method != "full" and (place / WEIGHTS_FILE).exists():
         message = f"output={str(output)!r} holds the weights of a model; pass a folder of its own"
@@ -316,7 +247,9 @@ def _groups(adata: AnnData, key: str, rows: np.ndarray) -> np.ndarray:
         raise InputError(message)
     column = column_of(adata, key).iloc[rows]
     if column.isna().any():
-        message = f"obs[{key!r}] is missing for {int(column.isna().sum())} labelled cells; fill it in, or leave these out"
+        message = (
+            f"obs[{key!r}] is missing for {int(column.isna().sum())} labelled cells; fill it in, or leave these out"
+        )
         raise InputError(message)
     return column.astype(str).to_numpy(dtype=object).astype(str)
 

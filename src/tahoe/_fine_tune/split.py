@@ -123,7 +123,9 @@ def _check(wanted: Sequence[Wanted], train: np.ndarray, held: np.ndarray, key: s
             )
             raise InputError(message)
         if unseen:
-            why = "too few cells to hold one back" if key is None else f"no cells in the held-out groups of obs[{key!r}]"
+            why = (
+                "too few cells to hold one back" if key is None else f"no cells in the held-out groups of obs[{key!r}]"
+            )
             message = (
                 f"{name!r}: {len(unseen)} of {len(each.target.labels)} classes have {why} ({_listed(unseen)}); they are"
                 " trained on, and how well they are told is not known"

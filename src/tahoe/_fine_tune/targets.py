@@ -98,9 +98,7 @@ def _refuse_numbers_as_text(name: str, labels: list[str], n_cells: int) -> None:
         )
         raise InputError(message)
     if len(labels) > max(2, n_cells / 2):
-        message = (
-            f"obs[{name!r}] has {len(labels)} labels for {n_cells} cells, so most of them once; pass a column of classes"
-        )
+        message = f"obs[{name!r}] has {len(labels)} labels for {n_cells} cells; pass a column of classes, not of names"
         raise InputError(message)
 
 

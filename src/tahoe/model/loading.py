@@ -49,9 +49,9 @@ def load_model(
     revision
         Another commit or branch of the Hub repository than the pinned one.
     base
-        The model that adapters or a head belong to, where it lies elsewhere than when they were trained. A loaded one is
-        not changed: several fine-tuned models can share it, and all weights that they have in common. Another model than
-        that is refused by its hash.
+        The model that adapters or a head belong to, where it lies elsewhere than when they were trained. A loaded one
+        is not changed: several fine-tuned models can share it, and all weights that they have in common. Another
+        model than that is refused by its hash.
     device
         ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``. `None` picks CUDA, then MPS, then the CPU.
     dtype
@@ -113,9 +113,7 @@ def load_model(
     return loaded
 
 
-def _read_whole(
-    name: str, folder: Path, commit: str | None, sha256: str, tuned: FineTuned | None = None
-) -> TahoeModel:
+def _read_whole(name: str, folder: Path, commit: str | None, sha256: str, tuned: FineTuned | None = None) -> TahoeModel:
     """The model in a folder that has its weights, in float32 on the CPU."""
     device = torch.device("cpu")
     # ordinary tensors, which can be trained, whatever mode or default device the caller is in

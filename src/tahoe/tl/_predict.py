@@ -8,12 +8,11 @@ import pandas as pd
 import torch
 
 from tahoe._cells.objects import check_adata
-from tahoe._cells.slots import copy_or_self
+from tahoe._cells.slots import copy_or_self, write
 from tahoe._run.batches import embed_cells
 from tahoe._run.inputs import read_inputs
 from tahoe._run.parameters import document_parameters
 from tahoe._run.provenance import check_key, with_slots
-from tahoe._cells.slots import write
 from tahoe.errors import InputError, ModelError, warn
 from tahoe.model import load_model
 
@@ -145,7 +144,9 @@ def predict(
 def _names(targets: tuple[Target, ...], key_added: str | None) -> dict[str, str]:
     """Name of the results of each target."""
     if key_added is not None and len(targets) > 1:
-        message = f"key_added={key_added!r} is the name of one result, and the model tells {len(targets)}; leave it away"
+        message = (
+            f"key_added={key_added!r} is the name of one result, and the model tells {len(targets)}; leave it away"
+        )
         raise InputError(message)
     return {target.name: key_added or f"{target.name}_predicted" for target in targets}
 
@@ -193,4 +194,6 @@ def _warn_of_other_input(tuned: FineTuned, mask_var: str | np.ndarray | None, dr
     ):
         if (then is None) != (now is None):
             was = f"with {name}={then!r}" if then is not None else f"without {name}="
-            warn(f"the model was trained {was}, and {name}={'None' if now is None else '…'} here; pass it as in training")
+            warn(
+                f"the model was trained {was}, and {name}={'None' if now is None else '…'} here; pass it as in training"
+            )

@@ -48,7 +48,9 @@ def push(
         file = WEIGHTS_FILE if (written / WEIGHTS_FILE).is_file() else FINE_TUNED_FILE
         hashed = f"- `{file}` has sha256 `{file_sha256(written / file)}`"
         lines = [hashed, *([] if fine_tuned is None else what_was_taught(fine_tuned))]
-        card = model_card(name, network, vocabulary, repository, folder, lines, about, base=fine_tuned and fine_tuned.base)
+        card = model_card(
+            name, network, vocabulary, repository, folder, lines, about, base=fine_tuned and fine_tuned.base
+        )
         operations.append(CommitOperationAdd(CARD_FILE, card.encode()))
         try:
             api = HfApi(library_name="tahoe", library_version=version("tahoe-anndata"))

@@ -87,10 +87,10 @@ class FineTuned:
             With both hashes.
         """
         if weights_sha256 != self.base.weights_sha256:
+            have = f"{weights_sha256[:12]}…" if weights_sha256 else "none, since they were never saved"
             message = (
-                f"the weights of {name!r} have sha256 {weights_sha256[:12] or 'none, since they were never saved'}…, and"
-                f" this was trained on {self.base.name!r} with {self.base.weights_sha256[:12]}…: another model; pass"
-                " that one as base="
+                f"the weights of {name!r} have sha256 {have}, and this was trained on {self.base.name!r} with"
+                f" {self.base.weights_sha256[:12]}…: another model; pass that one as base="
             )
             raise ModelError(message)
 

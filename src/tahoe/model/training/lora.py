@@ -1,4 +1,4 @@
-"""Low-rank adapters :cite:p:`Hu2022`: W + (α/r)·BA in the linear layers of a network whose own weights stay as they are.
+"""Low-rank adapters (Hu et al. 2022): W + (α/r)·BA in linear layers whose own weights stay as they are.
 
 They are trained beside the weights, and merged into them for inference, so that every fast path computes what it
 always does. Shapes are written as suffixes: M rows, K features in, N features out, R rank.
