@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tahoe._run.inputs import Inputs
 
 # Cells of a batch go through the network in parts of about so many tokens; their gradients are added up.
-TOKENS_AT_ONCE = 1 << 14
+TOKENS_AT_ONCE = 1 << 13
 
 
 @dataclass(frozen=True)
