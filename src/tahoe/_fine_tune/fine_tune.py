@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +31,7 @@ from tahoe.model.training import Base, FineTuned, FineTuningPlan, TrainingReport
 from tahoe.model.training.supervised import RATES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from anndata import AnnData
 
@@ -138,9 +139,7 @@ def fine_tune(
     check_adata(adata)
     check_at_least(max_length=(max_length, 2))
     wanted = read_targets(adata, target)
-    class_weight = (
-        dict(class_weight) if class_weight is not None and not isinstance(class_weight, str) else class_weight
-    )
+    class_weight = dict(class_weight) if isinstance(class_weight, Mapping) else class_weight
     _check_arguments(method, validation, plan, output)
     check_class_weight(class_weight, [each.target for each in wanted])
     rows = _labelled(wanted, adata.n_obs)
@@ -184,7 +183,7 @@ def fine_tune(
         "max_length": max_length,
         "seed": seed,
         "groups": groups,
-        "validation": validation,
+        "validation": float(validation),
         "class_weight": class_weight,
         "plan": asdict(task.plan),
         "n_cells": len(expressed),

@@ -45,6 +45,8 @@ class Task:
     seed: int
     report: TrainingReport
 
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def train(self, method: str) -> tuple[dict[str, Any], Head, dict[str, Tensor], Network]:
         """Train the head, and then the network with it.
 
@@ -52,12 +54,11 @@ class Task:
         -------
         What is told of the held-out cells, by method and target; the head; the adapters; the network.
         """
-        model, told = self.model, {}
-        with torch.inference_mode(False):
-            head = Head([each.target for each in self.wanted], model.config.d_model)
-            head.standardise(self.cells.embeddings[self.train_rows])
-            head = head.to(model.device)
-            embeddings = torch.from_numpy(self.cells.embeddings).to(model.device)
+        model = self.model
+        head = Head([each.target for each in self.wanted], model.config.d_model)
+        head.standardise(self.cells.embeddings[self.train_rows])
+        head = head.to(model.device)
+        embeddings = torch.from_numpy(self.cells.embeddings).to(model.device)
         truth = Truth(head, {each.target.name: each.values for each in self.wanted}, self.train_rows, self.class_weight)
 
         def of_embeddings(rows: np.ndarray) -> Tensor:

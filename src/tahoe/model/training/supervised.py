@@ -90,7 +90,7 @@ class Fit:
     """What is trained, as groups for AdamW with their learning rates."""
     plan: FineTuningPlan
     parts: Callable[[np.ndarray], Iterable[np.ndarray]]
-    """Cuts cells into what goes through at once."""
+    """Cuts cells into what goes through at once, in their order."""
     stage: str
 
 
@@ -180,11 +180,7 @@ def _backward(what: Fit, truth: Truth, rows: np.ndarray) -> float:
 @torch.no_grad()
 def _without_gradient(what: Fit, rows: np.ndarray) -> Tensor:
     """Outputs of cells, in their order."""
-    parts = [(part, what.outputs(part)) for part in what.parts(rows)]
-    outputs = torch.cat([each for _, each in parts])
-    place = np.argsort(np.argsort(rows, kind="stable"), kind="stable")
-    done = np.concatenate([part for part, _ in parts])
-    return outputs[torch.from_numpy(np.argsort(done, kind="stable")[place]).to(outputs.device)]
+    return torch.cat([what.outputs(part) for part in what.parts(rows)])
 
 
 def _note(
