@@ -170,6 +170,15 @@ def test_a_damaged_file(taught, tmp_path):
         tahoe.load_model(tmp_path / "mine")
 
 
+def test_info_says_what_was_taught(tiny, taught, tmp_path):
+    from tahoe.cli.info import describe
+
+    taught("lora").save(tmp_path / "mine")
+    told = describe(str(tmp_path / "mine"))
+    for part in ("tiny-model", tiny.weights_sha256, "type: B, NK, T", "type, majority class"):
+        assert part in told
+
+
 def test_a_copy_has_no_head(taught):
     assert taught("head").copy("mine").fine_tuned is None
 
