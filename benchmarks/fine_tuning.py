@@ -97,7 +97,7 @@ def evaluate(cells: anndata.AnnData, chosen: Set, model: Any, options: argparse.
         for method in options.methods:
             started, here = time.perf_counter(), cells[train].copy()
             by_group = chosen.groups if groups is not None and len(np.unique(groups[train])) > 2 else None
-            plan = FineTuningPlan(learning_rate=options.learning_rate)
+            plan = FineTuningPlan(epochs=options.epochs, learning_rate=options.learning_rate)
             keywords = {"groups": by_group, "max_length": options.max_length, "plan": plan, "validation": 0.15}
             mine = tahoe.fine_tune(here, chosen.target, model, method=method, **keywords)
             rest = cells[test].copy()
@@ -196,6 +196,7 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=2000)
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--max-length", type=int, default=1024)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--cost", nargs="+", choices=["demo", "70m"], default=[])
     parser.add_argument("--cells-at-once", type=int, default=16)

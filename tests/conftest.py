@@ -84,10 +84,11 @@ def labelled(full_cells):
     return full_cells
 
 
-@pytest.fixture(scope="session")
-def short():
-    """A plan that takes a second."""
-    return FineTuningPlan(epochs=2, batch_size=16, learning_rate=5e-3, rank=2, alpha=4.0)
+@pytest.fixture
+def short(monkeypatch):
+    """A plan that takes a second; it starts from a head that leaves something to learn."""
+    monkeypatch.setattr("tahoe._fine_tune.task.HEAD_PLAN", FineTuningPlan(epochs=1, batch_size=64))
+    return FineTuningPlan(epochs=2, batch_size=16, learning_rate=2e-3, rank=2, alpha=4.0)
 
 
 @pytest.fixture(scope="session")

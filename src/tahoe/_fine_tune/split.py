@@ -64,8 +64,8 @@ def _groups(
     names, members = np.unique(groups, return_inverse=True)
     if len(names) < 2:
         message = (
-            f"obs[{key!r}] has one group, {names[0]!r}, and one is to be held back; leave groups= away to hold back"
-            " cells by chance"
+            f"obs[{key!r}] has one group, {str(names[0])!r}, and one is to be held back; leave groups= away to hold"
+            " back cells by chance"
         )
         raise InputError(message)
     sizes = np.bincount(members)

@@ -170,8 +170,8 @@ def _results(
     if target.kind == "classes":
         codes = np.where(there, np.nan_to_num(answer).argmax(axis=1), -1)
         occurring = np.unique(codes[codes >= 0])
-        category = pd.Categorical.from_codes(codes, list(target.labels))
-        category = category.set_categories([target.labels[code] for code in occurring])
+        labels = np.array([*target.labels, None], dtype=object)
+        category = pd.Categorical(labels[codes], categories=[target.labels[code] for code in occurring])
         confidence = answer.max(axis=1)
         return {name: category, f"{name}_confidence": confidence}, {_probabilities(name): answer}
     if target.slot == "obs":

@@ -49,7 +49,14 @@ def push(
         hashed = f"- `{file}` has sha256 `{file_sha256(written / file)}`"
         lines = [hashed, *([] if fine_tuned is None else what_was_taught(fine_tuned))]
         card = model_card(
-            name, network, vocabulary, repository, folder, lines, about, base=fine_tuned and fine_tuned.base
+            name,
+            network,
+            vocabulary,
+            repository,
+            folder,
+            lines,
+            about,
+            base=None if fine_tuned is None else fine_tuned.base,
         )
         operations.append(CommitOperationAdd(CARD_FILE, card.encode()))
         try:
