@@ -26,7 +26,7 @@ print(tahoe.load_model(sys.argv[1], device="cpu").push_to_hub("somebody/cells"))
 @pytest.fixture
 def taught(labelled, tiny, short):
     def make(method, seed=0, target="type"):
-        mine = tahoe.fine_tune(labelled, target, tiny, method=method, plan=short, seed=seed, **OPTIONS)
+        mine = tahoe.fine_tune(labelled, target, tiny, method=method, plan=short, seed=seed, validation=0.3, **OPTIONS)
         assert mine.training_report.best_epoch > 0
         return mine
 

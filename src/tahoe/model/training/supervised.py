@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Highest learning rates; for the head alone, that of `HEAD_PLAN`.
-RATES, HEAD_RATE = {"lora": 1e-3, "full": 1e-4}, 3e-3
+RATES, HEAD_RATE = {"lora": 3e-4, "full": 3e-5}, 3e-3
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class FineTuningPlan:
     batch_size: int = 32
     """Cells of a step."""
     learning_rate: float | None = None
-    """The highest; `None` is 1e-3 for adapters and 1e-4 for all weights."""
+    """The highest; `None` is 3e-4 for adapters and 3e-5 for all weights."""
     warm_up: float = 0.1
     """Share of the steps over which the learning rate rises from zero; then it falls along a cosine, to zero."""
     weight_decay: float = 0.01
