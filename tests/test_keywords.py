@@ -123,7 +123,7 @@ FIRST = {
 }
 # What functions may have with several defaults: names of slots; and a mapping that is there is not made anew.
 VARYING = {"key", "key_added", "organism", "duplicates", "model", "mask_var", "source", "cells_per_shard"}
-VARYING |= {"max_length", "output"}  # of training: see EXCEPT; and a folder for what is returned anyway
+VARYING |= {"max_length", "output", "method"}  # of training: see EXCEPT; a folder for what is returned anyway
 VARYING |= {"genes", "kind", "drugs"}  # of a perturbation: combinations too, and kinds of its own
 
 

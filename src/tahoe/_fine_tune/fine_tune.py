@@ -128,7 +128,7 @@ def fine_tune(
     Examples
     --------
     >>> import tahoe, pandas as pd
-    >>> adata = tahoe.datasets.pbmc68k()
+    >>> adata = tahoe.datasets.pbmc68k()[::5].copy()
     >>> mine = tahoe.fine_tune(adata, "phase", "demo", method="head")
     >>> pd.DataFrame(mine.training_report.comparison)["method"].tolist()[:2]
     ['head', 'logistic regression on embeddings']

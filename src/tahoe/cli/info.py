@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tahoe.errors import InputError
-from tahoe.model.files import FINE_TUNED_FILE, MODEL_FILE, WEIGHTS_FILE, checkpoints_below, file_sha256
+from tahoe.model.files import MODEL_FILE, WEIGHTS_FILE, checkpoints_below, file_sha256, was_taught
 from tahoe.model.hub import download as hub
 from tahoe.settings import settings
 
@@ -22,7 +22,7 @@ def describe(subject: str | None) -> str:
     """Describe the installation, a model, or the results in a file."""
     if subject is None:
         return _installation()
-    if (Path(subject) / FINE_TUNED_FILE).is_file():
+    if was_taught(Path(subject)):
         return _taught(Path(subject))
     is_model = subject in (*hub.RELEASES, hub.DEMO) or _is_checkpoint(Path(subject))
     return _model(subject) if is_model else _file(subject)

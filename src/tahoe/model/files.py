@@ -31,6 +31,14 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def was_taught(folder: Path) -> bool:
+    """Whether a folder has what was taught to a model; one that may not be read has nothing."""
+    try:
+        return (folder / FINE_TUNED_FILE).is_file()
+    except OSError:
+        return False
+
+
 def check_folder(folder: Path) -> None:
     """See that the files of a checkpoint are there and may be what they are called.
 

@@ -90,11 +90,11 @@ def predict(
     Examples
     --------
     >>> import tahoe
-    >>> adata = tahoe.datasets.pbmc68k()
-    >>> mine = tahoe.fine_tune(adata, "bulk_labels", "demo", method="head")
+    >>> adata = tahoe.datasets.pbmc68k()[::5].copy()
+    >>> mine = tahoe.fine_tune(adata, "phase", "demo", method="head")
     >>> tahoe.tl.predict(adata, mine)
-    >>> adata.obsm["bulk_labels_probabilities"].shape
-    (700, 10)
+    >>> adata.obsm["phase_probabilities"].shape
+    (140, 3)
     """
     check_adata(adata)
     loaded = load_model(model, device=device, dtype=dtype)

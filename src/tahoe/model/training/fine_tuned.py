@@ -13,7 +13,7 @@ from safetensors.torch import save
 
 from tahoe.errors import ModelError
 from tahoe.model.causes import first_line, why_not_written
-from tahoe.model.files import FINE_TUNED_FILE
+from tahoe.model.files import FINE_TUNED_FILE, was_taught
 from tahoe.model.training.heads import Head, Target
 from tahoe.model.training.supervised import TrainingReport
 
@@ -137,7 +137,7 @@ def read_fine_tuned(folder: Path) -> FineTuned | None:
         If the file is damaged, or of a later version.
     """
     path = folder / FINE_TUNED_FILE
-    if not path.is_file():
+    if not was_taught(folder):
         return None
     try:
         with safe_open(path, framework="pt") as file:
