@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -99,6 +100,13 @@ def test_another_base_is_refused(tiny, taught, tmp_path, reference):
     for base in (other, tmp_path / "other"):
         with pytest.raises(ModelError, match=r"trained on 'tiny-model' with .*another model; pass that one as base="):
             tahoe.load_model(tmp_path / "mine", base=base)
+    swapped = shutil.copytree(reference / "tiny-model", tmp_path / "swapped")
+    ids = json.loads((swapped / "vocab.json").read_text())
+    first, second = [name for name in ids if name.startswith("ENSG")][:2]
+    ids[first], ids[second] = ids[second], ids[first]
+    (swapped / "vocab.json").write_text(json.dumps(ids))
+    with pytest.raises(ModelError, match="the vocabulary of 'swapped' is not that of 'tiny-model'"):
+        tahoe.load_model(tmp_path / "mine", base=swapped)
     with pytest.raises(ModelError, match="goes with adapters or a head"):
         tahoe.load_model("demo", base=tiny)
     with pytest.raises(ModelError, match="which is loaded, needs none"):

@@ -23,7 +23,7 @@ def attach(base: TahoeModel, tuned: FineTuned, name: str, folder: Path | None = 
     tahoe.errors.ModelError
         If that was another model, or its weights are in int8.
     """
-    tuned.check_base(base.weights_sha256, base.name)
+    tuned.check_base(base.weights_sha256, base.vocabulary.sha256, base.name)
     network = merge(base.network, tuned.adapters, tuned.alpha)
     tuned = replace(tuned, head=deepcopy(tuned.head).to(base.device))
     return TahoeModel(

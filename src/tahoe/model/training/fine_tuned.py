@@ -78,19 +78,25 @@ class FineTuned:
             digest.update(tensor.numpy().tobytes())
         return digest.hexdigest()
 
-    def check_base(self, weights_sha256: str, name: str) -> None:
+    def check_base(self, weights_sha256: str, vocabulary_sha256: str, name: str) -> None:
         """Refuse another model than the one that was taught.
 
         Raises
         ------
         tahoe.errors.ModelError
-            With both hashes.
+            If weights or vocabulary are others.
         """
         if weights_sha256 != self.base.weights_sha256:
             have = f"{weights_sha256[:12]}…" if weights_sha256 else "none, since they were never saved"
             message = (
                 f"the weights of {name!r} have sha256 {have}, and this was trained on {self.base.name!r} with"
                 f" {self.base.weights_sha256[:12]}…: another model; pass that one as base="
+            )
+            raise ModelError(message)
+        if vocabulary_sha256 != self.base.vocabulary_sha256:
+            message = (
+                f"the vocabulary of {name!r} is not that of {self.base.name!r}, on which this was trained: the same genes"
+                " would be other tokens; pass the model with its own vocab.json as base="
             )
             raise ModelError(message)
 
