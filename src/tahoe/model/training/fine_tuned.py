@@ -95,8 +95,8 @@ class FineTuned:
             raise ModelError(message)
         if vocabulary_sha256 != self.base.vocabulary_sha256:
             message = (
-                f"the vocabulary of {name!r} is not that of {self.base.name!r}, on which this was trained: the same genes"
-                " would be other tokens; pass the model with its own vocab.json as base="
+                f"the vocabulary of {name!r} is not that of {self.base.name!r}, on which this was trained: genes would"
+                " be other tokens; pass the model with its own vocab.json as base="
             )
             raise ModelError(message)
 
