@@ -93,7 +93,9 @@ def evaluate(cells: anndata.AnnData, chosen: Set, model: Any, options: argparse.
     for number, (train, test) in enumerate(folds(strata, groups, options.folds)):
         for name, each in vectors.items():
             answer = regression(kind, each[train], codes[train], each[test], len(labels))
-            rows.append({"fold": number, "method": f"regression, {name}", **scores(kind, answer, codes[test])})
+            found = scores(kind, answer, codes[test])
+            rows.append({"fold": number, "method": f"regression, {name}", **found})
+            print(f"  fold {number}, regression, {name}: {found}", flush=True)
         for method in options.methods:
             started, here = time.perf_counter(), cells[train].copy()
             by_group = chosen.groups if groups is not None and len(np.unique(groups[train])) > 2 else None
