@@ -27,11 +27,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from tahoe.evaluate._classifiers import fold_scores
+from tahoe.evaluate._folds import make_folds
 
 import tahoe
 from tahoe.evaluate import _baselines, _clusters
-from tahoe.evaluate._classifiers import fold_scores
-from tahoe.evaluate._folds import make_folds
 
 SEED, FEWEST = 42, 10
 NAMES = {"lr": "logistic regression", "knn": "kNN", "rf": "random forest"}

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 from scipy import sparse
 
 import tahoe
+from tahoe.model.training import FineTuningPlan
 
 pytest.register_assert_rewrite("tests.strategies")
 HERE = Path(__file__).parent
@@ -68,6 +69,26 @@ def tiny_cells(reference) -> anndata.AnnData:
 def full_cells(tiny_cells) -> anndata.AnnData:
     """The cells of `tiny_cells` that express a gene of the vocabulary."""
     return tiny_cells[np.arange(64) != 5].copy()
+
+
+@pytest.fixture
+def labelled(full_cells, tiny):
+    """63 cells of 5 donors; `tiny` can be taught their type, age and first protein, since they lie in its embedding."""
+    embedded = tahoe.tl.embed(full_cells, tiny, max_length=60, min_coverage=0, copy=True).obsm["X_tahoe"]
+    score = np.linalg.svd(embedded - embedded.mean(axis=0), full_matrices=False)[0][:, 0]
+    generator = np.random.default_rng(0)
+    full_cells.obs["type"] = np.array(["B", "NK", "T"])[np.digitize(score, np.quantile(score, [1 / 3, 2 / 3]))]
+    full_cells.obs["donor"] = [f"donor {number % 5}" for number in range(full_cells.n_obs)]
+    full_cells.obs["age"] = (score - score.mean()) / score.std() * 10 + 50.5
+    full_cells.obsm["proteins"] = np.stack([score, generator.normal(size=len(score))], axis=1)
+    return full_cells
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """A plan that takes a second; it starts from a head that leaves something to learn."""
+    monkeypatch.setattr("tahoe._fine_tune.task.HEAD_PLAN", FineTuningPlan(epochs=1, batch_size=64))
+    return FineTuningPlan(epochs=2, batch_size=16, learning_rate=2e-3, rank=2, alpha=4.0)
 
 
 @pytest.fixture(scope="session")

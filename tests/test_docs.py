@@ -38,7 +38,8 @@ def test_the_model_page_names_what_exists():
     assert {"tahoe.load_model", "tahoe.TahoeModel"} <= names
     assert listed("files") == {"tahoe.embed_file"}
     assert listed("reference") == {"tahoe.build_reference", "tahoe.load_reference", "tahoe.Reference"}
-    for name in names | listed("reference"):
+    assert "tahoe.fine_tune" in listed("fine_tuning")
+    for name in names | listed("reference") | listed("fine_tuning"):
         module, _, attribute = name.rpartition(".")
         assert hasattr(importlib.import_module(module), attribute), name
 

@@ -64,6 +64,7 @@ OWN = {
     "tl.embed_genes": ["context"],
     "tl.attention": ["network_layer", "heads", "genes", "top_k", "min_cells"],
     "tl.predict_expression": ["genes", "mask_fraction", "decoder"],
+    "tl.predict": [],
     "tl.perturb": [
         *("genes", "kind", "goal", "alternative", "method", "replicate_key", "min_cells", "n_cells", "n_null"),
         *("n_exact", "n_projections"),
@@ -89,12 +90,13 @@ OWN = {
         *("obs_keys", "use_rep", "groups", "index", "stored_dtype", "n_held_back", "seed"),
         *("cells_per_shard", "resume", "client"),
     ],
+    "fine_tune": ["method", "groups", "validation", "class_weight", "plan", "output"],
     "load_reference": ["revision"],
     "embed_file": [
         *("normalize", "gene_key", "organism", "duplicates"),
         *("keep_metadata", "stored_dtype", "cells_per_shard", "resume", "client"),
     ],
-    "load_model": ["revision"],
+    "load_model": ["revision", "base"],
 }
 # Where a function departs from the table, and why.
 EXCEPT = {
@@ -104,10 +106,16 @@ EXCEPT = {
     "load_model": {"model": (REQUIRED, MODEL), "attention": (None, "str | None")},
     # the drugs themselves may be what is perturbed; and one gene less needs float32
     "tl.perturb": {"drugs": (None, f"{DRUGS.removesuffix(' | None')} | Sequence[str] | None"), "dtype": (None, DTYPE)},
+    # training takes longer than embedding, and the released models were trained so; the seed is that of training, too
+    "fine_tune": {"max_length": (1024, "int"), "seed": (0, "int")},
+    # there is no model that everybody has taught; results are named by what it was taught
+    "tl.predict": {"model": (REQUIRED, MODEL), "key_added": (None, "str | None")},
     # a result for each obs_key, named by it
     "tl.transfer_labels": {"key_added": (None, "str | None")},
 }
 FIRST = {
+    "fine_tune": ["adata", "target"],
+    "tl.predict": ["adata", "model"],
     "embed_file": ["source", "output"],
     "build_reference": ["source", "path"],
     "load_reference": ["reference"],
@@ -123,6 +131,7 @@ FIRST = {
 }
 # What functions may have with several defaults: names of slots; and a mapping that is there is not made anew.
 VARYING = {"key", "key_added", "organism", "duplicates", "model", "mask_var", "source", "cells_per_shard"}
+VARYING |= {"max_length", "output", "method"}  # of training: see EXCEPT; a folder for what is returned anyway
 VARYING |= {"genes", "kind", "drugs"}  # of a perturbation: combinations too, and kinds of its own
 VARYING |= {"use_rep"}  # an evaluation compares several
 

@@ -17,6 +17,7 @@ from tahoe.settings import settings
 
 if TYPE_CHECKING:
     from tahoe import datasets, errors, evaluate, get, model, pl, pp, tl
+    from tahoe._fine_tune.fine_tune import fine_tune
     from tahoe._reference.build import build_reference
     from tahoe._reference.reference import Reference, load_reference
     from tahoe._store.embed_file import embed_file
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
 __version__ = version("tahoe-anndata")
 __all__ = [
-    "Reference", "TahoeModel", "build_reference", "datasets", "embed_file", "errors", "evaluate", "get", "load_model",
-    "load_reference", "model", "pl", "pp", "settings", "tl",
+    "Reference", "TahoeModel", "build_reference", "datasets", "embed_file", "errors", "evaluate", "fine_tune", "get",
+    "load_model", "load_reference", "model", "pl", "pp", "settings", "tl",
 ]  # fmt: skip
 
 # Loaded at the first use, so that `import tahoe` costs nothing: torch alone takes seconds.
@@ -34,6 +35,7 @@ _FROM = {
     "TahoeModel": "tahoe.model",
     "build_reference": "tahoe._reference.build",
     "embed_file": "tahoe._store.embed_file",
+    "fine_tune": "tahoe._fine_tune.fine_tune",
     "load_model": "tahoe.model",
     "load_reference": "tahoe._reference.reference",
 }

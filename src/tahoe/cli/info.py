@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from tahoe.errors import InputError
-from tahoe.model.files import MODEL_FILE, WEIGHTS_FILE, checkpoints_below, file_sha256, sha256_by_name
+from tahoe.model.files import (
+    MODEL_FILE,
+    WEIGHTS_FILE,
+    checkpoints_below,
+    file_sha256,
+    sha256_by_name,
+    was_taught,
+)
 from tahoe.model.hub import download as hub
 from tahoe.settings import settings
 
@@ -22,6 +29,8 @@ def describe(subject: str | None) -> str:
     """Describe the installation, a model, or the results in a file."""
     if subject is None:
         return _installation()
+    if was_taught(Path(subject)):
+        return _taught(Path(subject))
     is_model = subject in (*hub.RELEASES, hub.DEMO) or _is_checkpoint(Path(subject))
     return _model(subject) if is_model else _file(subject)
 
@@ -85,6 +94,27 @@ def _model(name: str) -> str:
         "precision it was trained in": config.precision,
         "here it would run": f"on {device} in {str(dtype).removeprefix('torch.')}",
     }
+    return _aligned(lines)
+
+
+def _taught(folder: Path) -> str:
+    """What was taught to a model, by `tahoe.fine_tune`; the model itself is not loaded."""
+    from tahoe.model.training.fine_tuned import read_fine_tuned
+
+    tuned = read_fine_tuned(folder)
+    assert tuned is not None
+    lines: dict[str, Any] = {
+        "taught to": tuned.base.name,
+        "its weights": f"sha256 {tuned.base.weights_sha256}",
+        "its folder": tuned.base.folder or "not needed: the name is enough",
+        "method": tuned.method,
+    }
+    for target in tuned.targets:
+        lines[f"tells {target.kind}"] = f"{_plain(target.name)}: {_plain(target.labels)}"
+    lines |= {"trained on": f"{tuned.report.n_train:,} cells", "held back": f"{tuned.report.n_validation:,} cells"}
+    for row in tuned.report.comparison:
+        scores = ", ".join(f"{name} {value:.3f}" for name, value in row.items() if isinstance(value, float))
+        lines[f"{_plain(row['target'])}, {_plain(row['method'])}"] = scores
     return _aligned(lines)
 
 

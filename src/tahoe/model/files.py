@@ -19,6 +19,8 @@ MODEL_FILE = "model_config.yml"
 COLLATOR_FILE = "collator_config.yml"
 VOCABULARY_FILE = "vocab.json"
 DRUGS_FILE = "drug_to_id_pad.json"
+# What was taught to a model: a head, and adapters if there are any. Beside weights, or in their place.
+FINE_TUNED_FILE = "fine_tuned.safetensors"
 FILES = (WEIGHTS_FILE, MODEL_FILE, COLLATOR_FILE, VOCABULARY_FILE)
 # How far below a folder checkpoints are looked for: a cache of the Hub has them under models--…/snapshots/<commit>.
 MAX_DEPTH, MAX_FOLDERS = 4, 500
@@ -40,6 +42,14 @@ def file_sha256(path: Path) -> str:
     """Hash of a file, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def was_taught(folder: Path) -> bool:
+    """Whether a folder has what was taught to a model; one that may not be read has nothing."""
+    try:
+        return (folder / FINE_TUNED_FILE).is_file()
+    except OSError:
+        return False
 
 
 def check_folder(folder: Path) -> None:

@@ -9,16 +9,20 @@ from typing import TYPE_CHECKING
 import torch
 
 from tahoe.errors import DeviceError, ModelError
+from tahoe.model.attaching import attach
 from tahoe.model.checkpoint.weights import read_checkpoint
 from tahoe.model.cpu.linear import has_bfloat16, has_int8
-from tahoe.model.files import weights_sha256
+from tahoe.model.files import FINE_TUNED_FILE, WEIGHTS_FILE, weights_sha256
 from tahoe.model.hub import download as hub
 from tahoe.model.model import TahoeModel
 from tahoe.model.network.attention import choose_attention
+from tahoe.model.training.fine_tuned import read_fine_tuned
 from tahoe.settings import settings
 
 if TYPE_CHECKING:
     import os
+
+    from tahoe.model.training.fine_tuned import FineTuned
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +33,7 @@ def load_model(
     model: str | os.PathLike[str] | TahoeModel,
     *,
     revision: str | None = None,
+    base: str | os.PathLike[str] | TahoeModel | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     attention: str | None = None,
@@ -39,9 +44,14 @@ def load_model(
     ----------
     model
         A registered name (``"70m"``, ``"1b"``, ``"3b"``: downloaded once and cached; ``"demo"``: ships with the
-        package, not for science), a folder in the released layout, or a loaded model, which comes back as it is.
+        package, not for science), a folder in the released layout or one that a model of `tahoe.fine_tune` was saved
+        to, or a loaded model, which comes back as it is.
     revision
         Another commit or branch of the Hub repository than the pinned one.
+    base
+        The model that adapters or a head belong to, where it lies elsewhere than when they were trained. A loaded one
+        is not changed: several fine-tuned models can share it, and all weights that they have in common. Another
+        model than that is refused by its hash.
     device
         ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``. `None` picks CUDA, then MPS, then the CPU.
     dtype
@@ -66,7 +76,8 @@ def load_model(
     Raises
     ------
     tahoe.errors.ModelError
-        If the name is unknown, or the files are missing, damaged or ask for what is not implemented.
+        If the name is unknown, or the files are missing, damaged or ask for what is not implemented; or if adapters or
+        a head belong to another model.
     tahoe.errors.DeviceError
         If this machine lacks the requested device, precision or attention.
 
@@ -78,20 +89,61 @@ def load_model(
     """
     if isinstance(model, TahoeModel):
         _refuse_revision(revision, "a loaded model")
+        _refuse_base(base, f"the model {model.name!r}, which is loaded,")
         return _check_settings(model, device, dtype, attention)
     where = choose_device(device or settings.device)
     name, folder, commit, sha256 = _locate(model, revision)
-    # ordinary tensors, which can be trained, whatever mode or default device the caller is in
-    with torch.inference_mode(False), torch.device("cpu"):
-        network, vocabulary, drugs = read_checkpoint(folder)
-        # now, since the file may be replaced later
-        sha256 = sha256 or weights_sha256(folder)
-        precision = choose_dtype(dtype or settings.dtype, where, network.config.precision)
-        kernel = choose_attention(attention or settings.attention, where, precision, network.config.d_model)
-        network.set_precision(precision).to(where)
-    loaded = TahoeModel(name, network, vocabulary, where, kernel, folder, commit, drugs, sha256)
+    tuned = read_fine_tuned(folder)
+    if tuned is None or tuned.has_weights:
+        _refuse_base(base, f"{name!r}, which has weights of its own,")
+        loaded = _read_whole(name, folder, commit, sha256, tuned)
+    else:
+        below = _base_of(tuned, folder, base)
+        loaded = attach(below, tuned, name, folder)
+        if below is base:
+            return _check_settings(loaded, device, dtype, attention)
+    precision = choose_dtype(dtype or settings.dtype, where, loaded.config.precision)
+    loaded.attention = choose_attention(attention or settings.attention, where, precision, loaded.config.d_model)
+    loaded.device = where
+    with torch.inference_mode(False):
+        loaded.network.set_precision(precision).to(where)
+        if loaded.fine_tuned is not None:
+            loaded.fine_tuned.head.to(where)
     log.info("loaded %r", loaded)
     return loaded
+
+
+def _read_whole(name: str, folder: Path, commit: str | None, sha256: str, tuned: FineTuned | None = None) -> TahoeModel:
+    """The model in a folder that has its weights, in float32 on the CPU."""
+    device = torch.device("cpu")
+    # ordinary tensors, which can be trained, whatever mode or default device the caller is in
+    with torch.inference_mode(False), device:
+        network, vocabulary, drugs = read_checkpoint(folder)
+    # now, since the file may be replaced later
+    sha256 = sha256 or weights_sha256(folder)
+    if tuned is not None and tuned.network_sha256 != sha256:
+        message = (
+            f"{FINE_TUNED_FILE} in {folder} belongs to weights with sha256 {tuned.network_sha256[:12]}…, and"
+            f" {WEIGHTS_FILE} there has {sha256[:12]}…: they are those of two models, or saving was cut short"
+        )
+        raise ModelError(message)
+    return TahoeModel(name, network, vocabulary, device, "sdpa", folder, commit, drugs, sha256, tuned)
+
+
+def _base_of(tuned: FineTuned, folder: Path, base: str | os.PathLike[str] | TahoeModel | None) -> TahoeModel:
+    """The model that adapters or a head belong to: as it is if it is loaded, else in float32 on the CPU."""
+    if isinstance(base, TahoeModel):
+        return base
+    of = tuned.base
+    place, revision = (of.folder or of.name, of.revision) if base is None else (base, None)
+    try:
+        return load_model(place, revision=revision, device="cpu", dtype="float32", attention="sdpa")
+    except ModelError as error:
+        message = (
+            f"{folder} has what was taught to the model {of.name!r} (weights with sha256 {of.weights_sha256[:12]}…),"
+            f" which cannot be loaded from {str(place)!r} ({error}); pass its folder, or the loaded model, as base="
+        )
+        raise ModelError(message) from error
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
@@ -187,6 +239,12 @@ def _equal(requested: object, present: object) -> bool:
 def _refuse_revision(revision: str | None, what: str) -> None:
     if revision is not None:
         message = f"revision={revision!r} goes with a model of the Hub, and model= is {what}"
+        raise ModelError(message)
+
+
+def _refuse_base(base: object, what: str) -> None:
+    if base is not None:
+        message = f"base= goes with adapters or a head, and {what} needs none"
         raise ModelError(message)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from tahoe.errors import InputError
+from tahoe.errors import InputError, ModelError
 from tahoe.model.checkpoint.weights import hash_weights, write_checkpoint
 from tahoe.model.cpu.threads import parallel_for
 from tahoe.model.cuda.transfers import to_device
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from tahoe.model.config import ModelConfig
     from tahoe.model.network.network import Network, Observer
     from tahoe.model.tokens.vocabulary import Vocabulary
+    from tahoe.model.training.fine_tuned import FineTuned
+    from tahoe.model.training.supervised import TrainingReport
 
 
 @dataclass(eq=False)
@@ -57,7 +59,10 @@ class TahoeModel:
     drugs: dict[str, int] = field(default_factory=dict)
     """Drugs that the checkpoint knows by name, and their ids."""
     weights_sha256: str = ""
-    """Hash of the weights file that was loaded or saved; empty for a model that was never written."""
+    """Hash of the weights file that was loaded or saved, or of adapters and their base; empty for a model that was
+    never written."""
+    fine_tuned: FineTuned | None = None
+    """What `tahoe.fine_tune` has taught it: a head, and adapters, which are merged into the weights."""
 
     @property
     def config(self) -> ModelConfig:
@@ -78,6 +83,11 @@ class TahoeModel:
     def n_parameters(self) -> int:
         """How many weights the network has."""
         return self.network.n_parameters
+
+    @property
+    def training_report(self) -> TrainingReport | None:
+        """Scores of every epoch of `tahoe.fine_tune`, and the baselines beside the result."""
+        return None if self.fine_tuned is None else self.fine_tuned.report
 
     def fingerprint(self) -> str:
         """Hash of all that makes it this model and no other: weights, vocabulary, configuration.
@@ -225,17 +235,40 @@ class TahoeModel:
         Weights are written in the precision in which they are held, so load with ``dtype="float32"`` what is to be
         written whole. A checkpoint that is there already is replaced; one that was cut short does not load.
 
+        A model with a head that `tahoe.fine_tune` made has one more file. If its own weights were not trained
+        (``method="head"`` or ``"lora"``), this file of a few megabytes is the only one: it names the model that it
+        belongs to, which `tahoe.load_model` loads first.
+
         From then on this is the model of that folder: `folder` and `weights_sha256` say so, and workers load it there.
+
+        Raises
+        ------
+        tahoe.errors.ModelError
+            If the folder cannot be written, as on a full disk, or adapters would come beside the weights of a model.
         """
         place = Path(folder)
-        write_checkpoint(place, self.network, self.vocabulary, self.drugs)
+        self._write(place)
         self.folder, self.revision = place, None
-        self.weights_sha256 = file_sha256(place / WEIGHTS_FILE)
+        if self.fine_tuned is None or self.fine_tuned.has_weights:
+            self.weights_sha256 = file_sha256(place / WEIGHTS_FILE)
+
+    def _write(self, place: Path, *, public: bool = False) -> None:
+        tuned = self.fine_tuned
+        if tuned is None or tuned.has_weights:
+            write_checkpoint(place, self.network, self.vocabulary, self.drugs)
+            if tuned is not None:
+                tuned = replace(tuned, network_sha256=file_sha256(place / WEIGHTS_FILE))
+        elif (place / WEIGHTS_FILE).exists():
+            message = f"{place} holds the weights of a model; save what was taught to one in a folder of its own"
+            raise ModelError(message)
+        if tuned is not None:
+            tuned.write(place, public=public)
 
     def copy(self, name: str) -> TahoeModel:
         """A second model with the same weights, in float32, to be trained or changed; this one stays as it is.
 
-        A model that is trained in place would still bear the name and the hash of what it was.
+        A model that is trained in place would still bear the name and the hash of what it was. The head of a fine-tuned
+        one does not go along: it fits the weights that it was trained with.
 
         Parameters
         ----------
@@ -280,7 +313,9 @@ class TahoeModel:
             If the Hub cannot be reached or does not let you in.
         """
         return push(
-            *(self.name, self.network, self.vocabulary, self.drugs, repository),
+            *(self.name, self.network, self.vocabulary, repository),
+            write=lambda place: self._write(place, public=True),
+            fine_tuned=self.fine_tuned,
             folder=folder,
             private=private,
             about=about,

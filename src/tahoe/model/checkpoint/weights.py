@@ -14,8 +14,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from tahoe.errors import ModelError
+from tahoe.model.causes import first_line, why_not_written
 from tahoe.model.checkpoint.config_files import contents_of, read_config
-from tahoe.model.files import COLLATOR_FILE, DRUGS_FILE, MODEL_FILE, VOCABULARY_FILE, WEIGHTS_FILE, check_folder
+from tahoe.model.files import (
+    COLLATOR_FILE,
+    DRUGS_FILE,
+    FINE_TUNED_FILE,
+    MODEL_FILE,
+    VOCABULARY_FILE,
+    WEIGHTS_FILE,
+    check_folder,
+)
 from tahoe.model.network.network import Network
 from tahoe.model.tokens.vocabulary import DRUG, Vocabulary, read_ids
 
@@ -105,17 +114,24 @@ def write_checkpoint(
     state = {
         PREFIX + released_name(key): tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()
     }
-    save_file(state, unfinished, metadata={"format": "pt"})
-    weights.unlink(missing_ok=True)
-    (folder / DRUGS_FILE).unlink(missing_ok=True)
-    if drugs:
-        (folder / DRUGS_FILE).write_text(json.dumps(drugs, indent=1))
-    (folder / MODEL_FILE).write_text(yaml.safe_dump(model, sort_keys=False))
-    (folder / COLLATOR_FILE).write_text(yaml.safe_dump(collator, sort_keys=False))
-    vocabulary.write(folder / VOCABULARY_FILE)
-    # safetensors leaves it readable by its owner alone
-    unfinished.chmod((folder / MODEL_FILE).stat().st_mode)
-    unfinished.replace(weights)
+    try:
+        save_file(state, unfinished, metadata={"format": "pt"})
+        weights.unlink(missing_ok=True)
+        for stale in (DRUGS_FILE, FINE_TUNED_FILE):
+            (folder / stale).unlink(missing_ok=True)
+        if drugs:
+            (folder / DRUGS_FILE).write_text(json.dumps(drugs, indent=1))
+        (folder / MODEL_FILE).write_text(yaml.safe_dump(model, sort_keys=False))
+        (folder / COLLATOR_FILE).write_text(yaml.safe_dump(collator, sort_keys=False))
+        vocabulary.write(folder / VOCABULARY_FILE)
+        # safetensors leaves it readable by its owner alone
+        unfinished.chmod((folder / MODEL_FILE).stat().st_mode)
+        unfinished.replace(weights)
+    except (OSError, SafetensorError) as error:
+        unfinished.unlink(missing_ok=True)
+        why = why_not_written(error) if isinstance(error, OSError) else first_line(error)
+        message = f"the model cannot be written into {folder}: {why}; save it elsewhere"
+        raise ModelError(message) from error
 
 
 def hash_weights(network: Network) -> str:

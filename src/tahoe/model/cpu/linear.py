@@ -115,3 +115,7 @@ class Linear(nn.Linear):
     def forward(self, x_MK: Tensor, activation: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Apply the layer: (M, N)."""
         return linear(x_MK, self.weight, self.bias, activation)
+
+    def features(self, x_MK: Tensor, some: slice) -> Tensor:
+        """Some of the features that come out."""
+        return linear(x_MK, self.weight[some], self.bias[some])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tahoe.errors import ModelError
-from tahoe.model.cpu.linear import Linear, computed_in, linear
+from tahoe.model.cpu.linear import Linear, computed_in
 from tahoe.model.cuda import fused
 from tahoe.model.cuda.transfers import infers_on_cuda
 from tahoe.model.network.attention import ATTENTION, Attention, Spans, weights
@@ -99,8 +99,8 @@ class TransformerBlock(nn.Module):
         """Only the first token of each cell, which still looks at all tokens of its cell: (C, D)."""
         n_cells, width = len(batch.cells.bounds) - 1, x_TD.shape[-1]
         x_TD, h_TD = self._before(x_TD, update_TD, self.attention_norm)
-        q_CD = linear(h_TD[batch.starts_C], self.qkv.weight[:width], self.qkv.bias[:width])
-        k_TD, v_TD = linear(h_TD, self.qkv.weight[width:], self.qkv.bias[width:]).chunk(2, dim=-1)
+        q_CD = self.qkv.features(h_TD[batch.starts_C], slice(width))
+        k_TD, v_TD = self.qkv.features(h_TD, slice(width, None)).chunk(2, dim=-1)
         queries = Spans.single(n_cells, x_TD.device)
         context_CD = self._attend(q_CD, k_TD, v_TD, queries, batch.cells, attend, masked_T)
         return add(*self._finish(x_TD[batch.starts_C], context_CD))

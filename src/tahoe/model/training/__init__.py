@@ -1,13 +1,22 @@
-"""Train a network: the objective that Tahoe-x1 itself was trained with, and what may be added to it."""
+"""Train a network: the objective that Tahoe-x1 itself was trained with, and what may be added to it; or on labels."""
 
+from tahoe.model.training.fine_tuned import Base, FineTuned
+from tahoe.model.training.heads import Head, Target
 from tahoe.model.training.initialise import new_network
 from tahoe.model.training.loop import Sampler, TrainingPlan, make_optimizer, train
 from tahoe.model.training.objective import Losses, evaluate, mask_tokens, masked_batch, masked_losses
+from tahoe.model.training.supervised import FineTuningPlan, TrainingReport
 
 __all__ = [
+    "Base",
+    "FineTuned",
+    "FineTuningPlan",
+    "Head",
     "Losses",
     "Sampler",
+    "Target",
     "TrainingPlan",
+    "TrainingReport",
     "evaluate",
     "make_optimizer",
     "mask_tokens",
