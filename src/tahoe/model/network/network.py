@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tahoe.errors import ModelError
 from tahoe.model.cpu.linear import Linear, computed_in, linear
@@ -143,12 +144,22 @@ class Network(nn.Module):
         self.is_quantized = False
         self.n_parameters = sum(weight.numel() for weight in self.parameters())
 
-    def forward(self, batch: Batch, attention: str = "sdpa") -> Tensor:
-        """Outputs of all tokens, (T, D) float32: each cell's embedding at its CLS token, then its genes."""
+    def forward(
+        self, batch: Batch, attention: str | Attention = "sdpa", *, activation_checkpointing: bool = False
+    ) -> Tensor:
+        """Outputs of all tokens, (T, D) float32: each cell's embedding at its CLS token, then its genes.
+
+        With `activation_checkpointing` each layer is computed again on the way back, and keeps nothing until then.
+        """
         masked_T = self._hidden_keys(batch)
+        attend = ATTENTION[attention] if isinstance(attention, str) else attention
         x_TD = self.inputs(batch)
         for layer in self.layers:
-            x_TD = layer(x_TD, batch.cells, ATTENTION[attention], masked_T)
+            arguments = (x_TD, batch.cells, attend, masked_T)
+            if activation_checkpointing:
+                x_TD = checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x_TD = layer(*arguments)
         return self.norm(x_TD)
 
     def observe(

@@ -1,8 +1,9 @@
 """Train a network: the objective that Tahoe-x1 itself was trained with, and what may be added to it."""
 
 from tahoe.model.training.initialise import new_network
-from tahoe.model.training.loop import Sampler, TrainingPlan, make_optimizer, train
+from tahoe.model.training.loop import Sampler, make_optimizer, train
 from tahoe.model.training.objective import Losses, evaluate, mask_tokens, masked_batch, masked_losses
+from tahoe.model.training.plan import TrainingPlan
 
 __all__ = [
     "Losses",
