@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from tahoe import datasets, errors, evaluate, get, model, pl, pp, tl
     from tahoe._reference.build import build_reference
     from tahoe._reference.reference import Reference, load_reference
+    from tahoe._run.continue_training import continue_training
     from tahoe._run.embed_file import embed_file
     from tahoe.model import TahoeModel, load_model
 
 __version__ = version("tahoe-anndata")
 __all__ = [
-    "Reference", "TahoeModel", "build_reference", "datasets", "embed_file", "errors", "evaluate", "get", "load_model",
-    "load_reference", "model", "pl", "pp", "settings", "tl",
+    "Reference", "TahoeModel", "build_reference", "continue_training", "datasets", "embed_file", "errors", "evaluate",
+    "get", "load_model", "load_reference", "model", "pl", "pp", "settings", "tl",
 ]  # fmt: skip
 
 # Loaded at the first use, so that `import tahoe` costs nothing: torch alone takes seconds.
@@ -33,6 +34,7 @@ _FROM = {
     "Reference": "tahoe._reference.reference",
     "TahoeModel": "tahoe.model",
     "build_reference": "tahoe._reference.build",
+    "continue_training": "tahoe._run.continue_training",
     "embed_file": "tahoe._run.embed_file",
     "load_model": "tahoe.model",
     "load_reference": "tahoe._reference.reference",

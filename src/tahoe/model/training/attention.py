@@ -1,9 +1,9 @@
 """Attention for training: masked tokens are hidden without a mask, and gradients come from the fast kernels.
 
 Whoever is hidden is seen by itself alone. So every query attends to the visible keys of its cell, which are fewer and
-need no mask, and the score of a masked token with itself is added to its softmax afterwards. The gradient of the kernels
-needs the sum of the exponentials of each query and nothing else of the softmax; with the completed sum it is the
-gradient of the whole.
+need no mask, and the score of a masked token with itself is added to its softmax afterwards. The kernels' gradient
+needs the sum of the exponentials of each query and nothing else of the softmax; with the completed sum it is that of
+the whole.
 Shapes are written as suffixes: T tokens of the batch, S visible tokens, M masked tokens, G tokens of a group of cells,
 H heads, K head size, B cells of a group, N queries, V keys.
 """
@@ -139,9 +139,7 @@ class _Attention(torch.autograd.Function):
         return *grads, None
 
 
-def _add_own(
-    q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, who: Visibility, out_THK: Tensor, sums_TH: Tensor
-) -> None:
+def _add_own(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, who: Visibility, out_THK: Tensor, sums_TH: Tensor) -> None:
     """Let masked tokens see themselves too, in place; `sums_TH` are logarithms of sums of exponentials."""
     q_MHK, k_MHK, v_MHK, out_MHK = (t[who.masked_M].to(_wide(t)) for t in (q_THK, k_THK, v_THK, out_THK))
     before_MH, own_MH = sums_TH[who.masked_M], (q_MHK * k_MHK).sum(-1) * q_THK.shape[-1] ** -0.5

@@ -18,7 +18,6 @@ from tqdm.auto import tqdm
 from tahoe.errors import ModelError
 from tahoe.model.training.objective import Losses, Objective, mask_tokens
 from tahoe.model.training.passes import Pass, cut, share_of
-from tahoe.model.training.plan import TrainingPlan
 from tahoe.model.training.processes import ALONE, Processes, whole
 from tahoe.model.training.state import StateFile
 
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 
     from tahoe.model.network.network import Network
     from tahoe.model.tokens.tokenizer import Tokens
+    from tahoe.model.training.plan import TrainingPlan
 
 # Draws the cells of one step from a generator that belongs to this step alone.
 Sampler = Callable[[np.random.Generator], "Tokens"]
@@ -205,8 +205,8 @@ def _refuse_divergence(step: int, what: str, value: float, state: StateFile | No
         return
     kept = ""
     if state is not None:
-        kept = f"; the state of step {state.saved} in {state.path} is good" if state.saved else "; no state was saved"
-    message = f"the {what} of step {step} (counted from 0) is {value}: training diverges{kept}. Try a lower learning_rate"
+        kept = f"; the state after {state.saved} steps is in {state.path}" if state.saved else "; no state was saved"
+    message = f"the {what} of step {step} (counted from 0) is {value}, so training stops{kept}; lower the learning_rate"
     raise ModelError(message)
 
 

@@ -58,12 +58,13 @@ def cut(
         ]
     # a pass with nothing to predict has no gradient; if there is no other one, masked_batch says what is wrong
     parts = [part for part in parts if part[1].any()] or parts[:1]
-    made = [_made(*part, plan, config, device) for part in parts]
-    company = Pass(made[-1].batch, made[-1].targets, made[-1].who, 0.0)
-    return made + [company] * (processes.most(len(made), device) - len(made))
+    own = [made(*part, plan, config, device) for part in parts]
+    company = Pass(own[-1].batch, own[-1].targets, own[-1].who, 0.0)
+    return own + [company] * (processes.most(len(own), device) - len(own))
 
 
-def _made(tokens: Tokens, masked: np.ndarray, plan: TrainingPlan, config: ModelConfig, device: torch.device) -> Pass:
+def made(tokens: Tokens, masked: np.ndarray, plan: TrainingPlan, config: ModelConfig, device: torch.device) -> Pass:
+    """Some cells as a pass, on the device."""
     batch, targets = masked_batch(tokens, masked, config, device)
     computed_in = torch.bfloat16 if plan.bfloat16 else torch.float32
     hidden = masked if config.hide_masked else None

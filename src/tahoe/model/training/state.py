@@ -50,6 +50,13 @@ class StateFile:
         self.processes.wait()
         self.saved = step
 
+    def steps(self) -> int:
+        """After how many steps the file was written; 0 if that cannot be read, which `resume` will tell."""
+        try:
+            return int(torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)["step"])
+        except Exception:  # noqa: BLE001 - told later
+            return 0
+
     def _write(self, state: dict[str, Any]) -> None:
         partial = self.path.with_suffix(".partial")
         try:

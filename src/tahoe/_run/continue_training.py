@@ -1,0 +1,355 @@
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import shutil
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from anndata import AnnData
+from safetensors import SafetensorError
+
+from tahoe._cells.file import absolute, identity
+from tahoe._cells.objects import check_path
+from tahoe._cells.opening import open_source
+from tahoe._run.inputs import Inputs, read_inputs
+from tahoe._run.lock import folder_of, lock_output
+from tahoe._run.parameters import document_parameters
+from tahoe._run.training_cells import Order, Source, TrainingCells, held_out_rows
+from tahoe._run.training_log import METRICS_FILE, TENSORBOARD_FOLDER, TrainingLog
+from tahoe.errors import GeneError, InputError, warn
+from tahoe.model import TahoeModel, load_model
+from tahoe.model.causes import first_line, why_not_written
+from tahoe.model.loading import choose_dtype
+from tahoe.model.training.loop import run
+from tahoe.model.training.passes import made, share_of
+from tahoe.model.training.plan import TrainingPlan
+from tahoe.model.training.processes import Processes, started
+from tahoe.model.training.state import StateFile
+from tahoe.settings import settings
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+
+    from torch import nn
+
+    from tahoe.model import Tokens
+
+log = logging.getLogger(__name__)
+
+STATE_FILE, MODEL_FOLDER = "state.pt", "model"
+# Cells that are held out at the most: more cost time and tell no more.
+MOST_HELD_OUT = 2048
+# Tokens at once where the plan does not say: of a CPU, and at the most. Bytes that a token of a layer takes, by width.
+TOKENS_ON_CPU, MOST_TOKENS, BYTES_PER_TOKEN = 1 << 14, 1 << 16, 64
+
+
+@document_parameters
+def continue_training(
+    sources: str | os.PathLike[str] | AnnData | Sequence[str | os.PathLike[str] | AnnData],
+    model: str | os.PathLike[str] | TahoeModel,
+    plan: str | TrainingPlan,
+    output: str | os.PathLike[str],
+    *,
+    shares: Sequence[float] | None = None,
+    validation: float = 0.01,
+    resume: bool = False,
+    sharded: bool = False,
+    gene_key: str | None = None,
+    organism: str | None = None,
+    duplicates: str | None = None,
+    layer: str | None = None,
+    use_raw: bool = False,
+    mask_var: str | None = None,
+    drug_key: str | None = None,
+    drugs: str | os.PathLike[str] | Mapping[str, int] | None = None,
+    min_coverage: float = 0.5,
+    device: str | torch.device | None = None,
+) -> TahoeModel:
+    """Go on training a model with its own objective, on cells of files that may be larger than memory.
+
+    The values of a share of each cell's genes are hidden, and both decoders learn to predict them, as in the training
+    of the released models. Which cells and genes a step takes is a function of ``plan.seed`` and the step, so a run
+    that was interrupted, or killed, goes on with ``resume=True`` as if nothing had happened, bit for bit on a CPU.
+
+    Until the end everything is in a folder beside `output` whose name ends in ``.partial``: the state of the run, and
+    ``metrics.jsonl`` with a line for each step and for each look at the cells that were held out. Several processes,
+    each with its GPU, train one model if `torchrun` starts them; see the guide on continued training.
+
+    Parameters
+    ----------
+    sources
+        An h5ad file, a zarr store, a 10x ``.h5`` file, the URL of one, an AnnData, or a list of these. Cells by rows.
+    model
+        What to begin with, which stays as it is; see `tahoe.load_model`. It is read in float32.
+    plan
+        ``"continuation"`` or ``"stage_1"``, the recipes of the authors, or a `tahoe.model.training.TrainingPlan`, such
+        as ``TrainingPlan.named("continuation", steps=20_000, cells_per_step=256)``.
+    output
+        Folder of the new checkpoint, which must not exist yet.
+    shares
+        Share of the cells of a step that comes from each source, in their order; they add up to 1. `None` goes by
+        numbers of cells. A source whose cells have all been seen begins again, in another order.
+    validation
+        Share of the cells of each source that is held out, at most 2,048 cells in all; 0 holds none out.
+    resume
+        Go on with a run that did not end, which must have had the same sources, model and plan.
+    sharded
+        Divide weights, gradients and moments among the processes (FSDP2), for models that do not fit on one device.
+    organism
+        ``"human"`` or ``"mouse"``, as for `tahoe.pp.map_genes`, for all sources.
+    duplicates
+        ``"best"`` or ``"sum"``, as for `tahoe.pp.map_genes`.
+    mask_var
+        Name of a boolean column of ``var`` that says which genes to use; `None` takes all.
+
+    Returns
+    -------
+    The trained model. Its checkpoint is in `output`, with ``metrics.jsonl``.
+
+    Raises
+    ------
+    tahoe.errors.InputError
+        If an argument or a source cannot be used, if `output` exists or lies in a source, if another run is writing it,
+        or if the disk is full: then the last state stays.
+    tahoe.errors.GeneError
+        If a source has no gene, or too few, that the model knows.
+    tahoe.errors.ModelError
+        If the model is in int8, if the state is that of another run, or if training diverges.
+    tahoe.errors.DeviceError
+        As `tahoe.load_model`.
+
+    Examples
+    --------
+    >>> import tahoe, tempfile
+    >>> from tahoe.model.training import TrainingPlan
+    >>> adata = tahoe.datasets.pbmc68k()[:200].copy()
+    >>> plan = TrainingPlan.named("continuation", steps=2, cells_per_step=8, max_length=64)
+    >>> mine = tahoe.continue_training(adata, "demo", plan, tempfile.mkdtemp() + "/mine", validation=0)
+    >>> mine.name
+    'mine'
+    """
+    given = [sources] if isinstance(sources, str | Path | AnnData) or hasattr(sources, "__fspath__") else list(sources)
+    check_path("output", output)
+    plan = TrainingPlan.named(plan) if isinstance(plan, str) else plan
+    target = Path(output).absolute()
+    _check_arguments(given, shares, validation, plan, target, resume)
+    what: dict[str, Any] = {"gene_key": gene_key, "organism": organism, "duplicates": duplicates}
+    what |= {"layer": layer, "use_raw": use_raw, "mask_var": mask_var, "min_coverage": min_coverage}
+    what |= {"drug_key": drug_key, "drugs": drugs}
+    loaded = load_model(model, device=device, **({} if isinstance(model, TahoeModel) else {"dtype": "float32"}))
+    mine = loaded.copy(target.name)
+    if loaded.dtype != torch.float32:
+        warn(f"the model was loaded in {loaded.dtype}: training begins with rounded weights; pass its name instead")
+    plan = _fit_to(plan, mine)
+    with started(mine.device, sharded) as processes, ExitStack() as stack:
+        folder = stack.enter_context(lock_output(target)) if processes.is_first else folder_of(target)
+        processes.wait()
+        opened = [each if isinstance(each, AnnData) else stack.enter_context(open_source(each)) for each in given]
+        inputs = [_inputs(each, loaded, number, what) for number, each in enumerate(opened)]
+        cells = _mixed(mine, inputs, shares, validation, plan, processes)
+        stack.callback(cells.close)
+        state = StateFile(folder / STATE_FILE, _run_of(given, inputs, cells, loaded, plan), processes)
+        if state.path.is_file() and not resume:
+            message = f"{str(folder)!r} is an unfinished run; pass resume=True (--resume), or delete that folder"
+            raise InputError(message)
+        _train(mine, cells, plan, state, processes, folder)
+        if processes.is_first:
+            _finish(mine, folder, target)
+        processes.wait()
+    mine.folder = target
+    return mine
+
+
+def _check_arguments(
+    given: list[Any], shares: Sequence[float] | None, validation: float, plan: TrainingPlan, target: Path, resume: bool
+) -> None:
+    if not given:
+        message = "sources is empty; pass at least one file or AnnData"
+        raise InputError(message)
+    if shares is not None:
+        if len(shares) != len(given):
+            message = f"shares has {len(shares)} numbers for {len(given)} sources; pass one for each"
+            raise InputError(message)
+        if not all(share > 0 for share in shares) or abs(sum(shares) - 1) > 1e-6:
+            message = f"shares={list(shares)} add up to {sum(shares):g}; they must be positive and add up to 1"
+            raise InputError(message)
+    if not 0 <= validation < 1:
+        message = f"validation={validation}: it is the share of cells that is held out, from 0 to less than 1"
+        raise InputError(message)
+    for number, source in enumerate(given):
+        if isinstance(source, AnnData):
+            continue
+        check_path(f"sources[{number}]", source)
+        if "://" not in str(source) and Path(source).resolve() in (target.resolve(), *target.resolve().parents):
+            message = f"output={str(target)!r} lies in the source {str(source)!r}; choose another place"
+            raise InputError(message)
+    if target.exists():
+        done = ", so there is nothing to resume" if resume else ""
+        message = f"output={str(target)!r} exists{done}; choose another place, or delete it first"
+        raise InputError(message)
+    if not target.parent.is_dir():
+        message = f"output={str(target)!r} is to be in a folder that does not exist; make {str(target.parent)!r} first"
+        raise InputError(message)
+    if plan.cells_per_step < 2 * len(given):
+        message = f"the plan has cells_per_step={plan.cells_per_step}; with {len(given)} sources take at least"
+        msg = f"{message} {2 * len(given)}"
+        raise InputError(msg)
+
+
+def _fit_to(plan: TrainingPlan, model: TahoeModel) -> TrainingPlan:
+    """The plan with what depends on the device."""
+    if plan.bfloat16 and choose_dtype(None, model.device, "amp_bf16") != torch.bfloat16:
+        warn(f"the plan computes in bfloat16, which {model.device} does not do by itself; float32 is used instead")
+        plan = replace(plan, bfloat16=False)
+    if plan.tokens_per_pass is None:
+        most = TOKENS_ON_CPU
+        if model.device.type == "cuda":
+            config = model.config
+            left = torch.cuda.mem_get_info(model.device)[0] * 0.8 - 12 * model.n_parameters  # gradients and moments
+            layers = 1 if plan.activation_checkpointing else config.n_layers
+            most = int(max(4096, min(MOST_TOKENS, left / (BYTES_PER_TOKEN * config.d_model * layers))))
+        plan = replace(plan, tokens_per_pass=most)
+    return plan
+
+
+def _inputs(source: Any, model: TahoeModel, number: int, what: dict[str, Any]) -> Inputs:
+    inputs = read_inputs(source, model, **what)
+    if not (inputs.column_tokens >= 0).any():
+        message = f"sources[{number}] has no gene that the model {model.name!r} knows; see tahoe.pp.map_genes"
+        raise GeneError(message)
+    return inputs
+
+
+def _mixed(
+    model: TahoeModel,
+    inputs: list[Inputs],
+    shares: Sequence[float] | None,
+    validation: float,
+    plan: TrainingPlan,
+    processes: Processes,
+) -> TrainingCells:
+    """The sources with what is held out of each, and in their shares."""
+    n_cells = [each.matrix.n_cells for each in inputs]
+    held_out = min(validation, MOST_HELD_OUT / sum(n_cells))
+    orders = []
+    for number, n in enumerate(n_cells):
+        seed = (plan.seed, number)
+        rows = held_out_rows(n, math.ceil(held_out * n), seed)
+        if len(rows) >= n:
+            message = f"sources[{number}] has {n} cells, all of which would be held out; pass a smaller validation="
+            raise InputError(message)
+        orders.append(Order(n, rows, seed))
+    total = sum(order.n_cells for order in orders)
+    given = [Fraction(o.n_cells, total) for o in orders] if shares is None else [_fraction(share) for share in shares]
+    sources = [Source(*each) for each in zip(inputs, orders, given, strict=True)]
+    if plan.cells_per_step < processes.size + len(inputs):
+        message = f"cells_per_step={plan.cells_per_step} is too few for {processes.size} processes"
+        raise InputError(message)
+    return TrainingCells(
+        *(model, sources, plan.cells_per_step, plan.max_length, share_of(plan, model.config), plan.seed),
+        rank=processes.rank,
+        n_ranks=processes.size,
+    )
+
+
+def _fraction(share: float) -> Fraction:
+    return Fraction(share).limit_denominator(1_000_000)
+
+
+def _run_of(
+    given: list[Any], inputs: list[Inputs], cells: TrainingCells, model: TahoeModel, plan: TrainingPlan
+) -> dict[str, Any]:
+    """All that decides the course of a run: a state is taken by the same run alone."""
+    found: dict[str, Any] = {f"plan.{name}": value for name, value in asdict(plan).items()}
+    for name in ("save_every", "validate_every", "activation_checkpointing", "tokens_per_pass"):
+        del found[f"plan.{name}"]  # these may change on the way
+    if plan.schedule == "constant" and not plan.warm_up:
+        del found["plan.steps"]  # and a run may become longer
+    found["model"] = model.fingerprint()
+    for number, (source, each, part) in enumerate(zip(given, inputs, cells.sources, strict=True)):
+        about = {"AnnData": each.matrix.n_cells} if isinstance(source, AnnData) else identity(absolute(str(source)))
+        about |= {"slot": str(each.matrix.slot), "cells": part.order.n_cells, "share": str(part.share)}
+        arrays = {"sums": each.matrix.totals, "tokens": each.column_tokens, "drugs": each.drugs}
+        for name, array in arrays.items():
+            about[name] = None if array is None else hashlib.sha256(array.tobytes()).hexdigest()[:16]
+        found |= {f"sources[{number}] {name}": value for name, value in about.items()}
+    return found
+
+
+def _train(
+    model: TahoeModel,
+    cells: TrainingCells,
+    plan: TrainingPlan,
+    state: StateFile,
+    processes: Processes,
+    folder: Path,
+) -> None:
+    done = state.steps() if state.path.is_file() else 0
+    told = TrainingLog(folder, done) if processes.is_first else None
+    held_out = cells.validation()
+
+    def validate(step: int, objective: nn.Module) -> None:
+        found = judge(model, objective, held_out, plan)
+        if told is not None:
+            told.write(step, "validation", **found)
+            log.info("step %d: %s", step, ", ".join(f"{name} {value:.2f}" for name, value in found.items()))
+
+    try:
+        run(
+            model.network,
+            lambda first: cells.lots(first, plan.steps),
+            plan,
+            processes=processes,
+            state=state,
+            report=None if told is None else told.step,
+            validate=validate if held_out else None,
+            progress=settings.progress,
+        )
+    finally:
+        if told is not None:
+            told.close()
+
+
+@torch.no_grad()
+def judge(
+    model: TahoeModel, objective: nn.Module, held_out: list[tuple[Tokens, np.ndarray]], plan: TrainingPlan
+) -> dict[str, float]:
+    """Mean squared errors of both decoders on cells that were held out, and that of the best constant."""
+    sums, targets = torch.zeros(2, dtype=torch.float64), []
+    for tokens, masked in held_out:
+        part = made(tokens, masked, plan, model.config, model.device)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=plan.bfloat16):
+            sums += objective(part.batch, part.targets, part.who).cpu().double()
+        targets.append(part.targets.cpu().numpy())
+    truth = np.concatenate(targets)
+    errors = {"expression_mse": float(sums[0]) / len(truth), "mvc_mse": float(sums[1]) / len(truth)}
+    if model.network.mvc is None:
+        del errors["mvc_mse"]
+    return errors | {"constant_mse": float(truth.var())}
+
+
+def _finish(model: TahoeModel, folder: Path, target: Path) -> None:
+    """Let the checkpoint appear, and then forget the state."""
+    made = folder / MODEL_FOLDER
+    try:
+        model.save(made)
+        for name in (METRICS_FILE, TENSORBOARD_FOLDER):
+            if (folder / name).exists():
+                (folder / name).replace(made / name)
+        made.rename(target)
+        (folder / STATE_FILE).unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        if (made / METRICS_FILE).exists():  # the only copy
+            (made / METRICS_FILE).replace(folder / METRICS_FILE)
+        shutil.rmtree(made, ignore_errors=True)
+        why = why_not_written(error) if isinstance(error, OSError) else first_line(error)
+        message = f"the checkpoint cannot be written: {why}. The state of the run stays; go on with resume=True"
+        raise InputError(message) from error
