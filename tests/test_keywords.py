@@ -86,6 +86,9 @@ OWN = {
         *("cells_per_shard", "resume", "client"),
     ],
     "load_reference": ["revision"],
+    "continue_training": [
+        *("shares", "validation", "resume", "sharded", "gene_key", "organism", "duplicates"),
+    ],
     "embed_file": [
         *("normalize", "gene_key", "organism", "duplicates"),
         *("keep_metadata", "stored_dtype", "cells_per_shard", "resume", "client"),
@@ -96,6 +99,8 @@ OWN = {
 EXCEPT = {
     # no AnnData, but a file and what is made of it; a selection of genes must be in the file
     "embed_file": {"mask_var": (None, "str | None")},
+    # what a long run begins with is named; a selection of genes must be in the files
+    "continue_training": {"model": (REQUIRED, MODEL), "mask_var": (None, "str | None")},
     # the one door to weights: there is no default to what it opens, and only here the kernel is chosen
     "load_model": {"model": (REQUIRED, MODEL), "attention": (None, "str | None")},
     # the drugs themselves may be what is perturbed; and one gene less needs float32
@@ -104,6 +109,7 @@ EXCEPT = {
     "tl.transfer_labels": {"key_added": (None, "str | None")},
 }
 FIRST = {
+    "continue_training": ["sources", "model", "plan", "output"],
     "embed_file": ["source", "output"],
     "build_reference": ["source", "path"],
     "load_reference": ["reference"],
