@@ -63,9 +63,10 @@ def test_the_objective_is_that_of_masked_losses(config, hide):
                 torch.testing.assert_close(ours.grad / scale, theirs.grad / scale, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize(
-    "change", [{"tokens_per_pass": 60}, {"tokens_per_pass": 1}, {"activation_checkpointing": True}]
-)
+CHANGES = [{"tokens_per_pass": 60}, {"tokens_per_pass": 1}, {"activation_checkpointing": True}]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_passes_change_nothing_but_rounding(change):
     plan = TrainingPlan(steps=4)
     seen = []
@@ -106,9 +107,8 @@ def test_a_diverging_run_stops_and_keeps_its_state(tmp_path):
     with pytest.raises(ModelError, match=r"loss of step 5 .* is nan, so training stops; the state after 4 steps is in"):
         train(network, draw, plan, state_file=state, report=spoil, progress=False)
     whole = train(new_network(CONFIG), draw, plan, progress=False)
-    assert torch.equal(
-        weights(train(new_network(CONFIG), draw, plan, state_file=state, progress=False)), weights(whole)
-    )
+    again = train(new_network(CONFIG), draw, plan, state_file=state, progress=False)
+    assert torch.equal(weights(again), weights(whole))
 
 
 def test_an_infinite_gradient_stops_too():
@@ -133,9 +133,11 @@ def test_control_c_saves_the_state(tmp_path):
         train(new_network(CONFIG), draw, plan, state_file=state, report=press, progress=False)
     assert signal.getsignal(signal.SIGINT) is before
     steps = []
-    again = train(
-        new_network(CONFIG), draw, plan, state_file=state, report=lambda s, _: steps.append(s), progress=False
-    )
+
+    def note(step, _):
+        steps.append(step)
+
+    again = train(new_network(CONFIG), draw, plan, state_file=state, report=note, progress=False)
     assert steps == [4, 5, 6]
     assert torch.equal(weights(again), weights(whole))
 
