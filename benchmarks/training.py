@@ -35,7 +35,7 @@ def config_of(shape: str) -> ModelConfig:
 
 
 def work(config: ModelConfig, lengths: np.ndarray, masked: np.ndarray) -> float:
-    """Multiplications and additions of a step in the layers: keys are visible, the way back takes twice the way there."""
+    """Multiplications and additions of a step in the layers, where only visible keys are seen; twice as many back."""
     n, width = lengths.astype(float), config.d_model
     linear = 2 * width**2 * (4 + 2 * config.expansion_ratio) * n
     return float(3 * config.n_layers * (linear + 4 * width * n * (n - masked)).sum())
