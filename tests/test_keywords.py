@@ -121,6 +121,7 @@ FIRST = {
 }
 # What functions may have with several defaults: names of slots; and a mapping that is there is not made anew.
 VARYING = {"key", "key_added", "organism", "duplicates", "model", "mask_var", "source", "cells_per_shard"}
+VARYING |= {"plan", "output", "validation"}  # of training on files, and on an AnnData
 VARYING |= {"genes", "kind", "drugs"}  # of a perturbation: combinations too, and kinds of its own
 
 
