@@ -382,12 +382,12 @@ def training_attention(device: torch.device) -> None:
             for share in (None, 0.5):
                 masked = None if share is None else mask_tokens(tokens, np.random.default_rng(0), share)
                 found = attempt(against_formula, heads, size, dtype, masked, tokens, cells, device)
-                row(f"{heads} × {size}", dtype, is_packed(device, dtype), share, *spread_out(found))
+                row(f"{heads} × {size}", dtype, is_packed(device, dtype, size), share, *spread_out(found))
 
 
 def against_formula(heads, size, dtype, masked, tokens, cells, device):
     q, k, v, upstream = torch.randn(4, len(tokens.ids), heads, size, device=device).to(dtype)
-    who = Visibility.of(tokens.bounds, masked, device, is_packed(device, dtype))
+    who = Visibility.of(tokens.bounds, masked, device, is_packed(device, dtype, size))
     hidden = None if masked is None else torch.from_numpy(masked).to(device)
     results = []
     for run, precision in ((who.attend, dtype), (ATTENTION["sdpa"], torch.float32)):

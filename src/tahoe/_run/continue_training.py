@@ -48,7 +48,7 @@ STATE_FILE, MODEL_FOLDER = "state.pt", "model"
 # Cells that are held out at the most: more cost time and tell no more.
 MOST_HELD_OUT = 2048
 # Tokens at once where the plan does not say: of a CPU, and at the most. Bytes that a token of a layer takes, by width.
-TOKENS_ON_CPU, MOST_TOKENS, BYTES_PER_TOKEN = 1 << 14, 1 << 16, 64
+TOKENS_ON_CPU, MOST_TOKENS, BYTES_PER_TOKEN = 1 << 12, 1 << 16, 64
 
 
 @document_parameters
@@ -145,18 +145,21 @@ def continue_training(
     what |= {"layer": layer, "use_raw": use_raw, "mask_var": mask_var, "min_coverage": min_coverage}
     what |= {"drug_key": drug_key, "drugs": drugs}
     loaded = load_model(model, device=device, **({} if isinstance(model, TahoeModel) else {"dtype": "float32"}))
-    mine = loaded.copy(target.name)
+    loaded.network.check_weights()
     if loaded.dtype != torch.float32:
         warn(f"the model was loaded in {loaded.dtype}: training begins with rounded weights; pass its name instead")
-    plan = _fit_to(plan, mine)
-    with started(mine.device, sharded) as processes, ExitStack() as stack:
+    plan, fingerprint = _fit_to(plan, loaded), loaded.fingerprint()
+    with started(loaded.device, sharded) as processes, ExitStack() as stack:
         folder = stack.enter_context(lock_output(target)) if processes.is_first else folder_of(target)
         processes.wait()
         opened = [each if isinstance(each, AnnData) else stack.enter_context(open_source(each)) for each in given]
         inputs = [_inputs(each, loaded, number, what) for number, each in enumerate(opened)]
+        # a model of the caller stays as it is; what was loaded here is nobody else's
+        own = {"name": target.name, "folder": None, "revision": None, "weights_sha256": ""}
+        mine = loaded.copy(target.name) if isinstance(model, TahoeModel) else replace(loaded, **own)
         cells = _mixed(mine, inputs, shares, validation, plan, processes)
         stack.callback(cells.close)
-        state = StateFile(folder / STATE_FILE, _run_of(given, inputs, cells, loaded, plan), processes)
+        state = StateFile(folder / STATE_FILE, _run_of(given, inputs, cells, fingerprint, plan), processes)
         if state.path.is_file() and not resume:
             message = f"{str(folder)!r} is an unfinished run; pass resume=True (--resume), or delete that folder"
             raise InputError(message)
@@ -265,7 +268,7 @@ def _fraction(share: float) -> Fraction:
 
 
 def _run_of(
-    given: list[Any], inputs: list[Inputs], cells: TrainingCells, model: TahoeModel, plan: TrainingPlan
+    given: list[Any], inputs: list[Inputs], cells: TrainingCells, fingerprint: str, plan: TrainingPlan
 ) -> dict[str, Any]:
     """All that decides the course of a run: a state is taken by the same run alone."""
     found: dict[str, Any] = {f"plan.{name}": value for name, value in asdict(plan).items()}
@@ -273,7 +276,7 @@ def _run_of(
         del found[f"plan.{name}"]  # these may change on the way
     if plan.schedule == "constant" and not plan.warm_up:
         del found["plan.steps"]  # and a run may become longer
-    found["model"] = model.fingerprint()
+    found["model"] = fingerprint
     for number, (source, each, part) in enumerate(zip(given, inputs, cells.sources, strict=True)):
         about = {"AnnData": each.matrix.n_cells} if isinstance(source, AnnData) else identity(absolute(str(source)))
         about |= {"slot": str(each.matrix.slot), "cells": part.order.n_cells, "share": str(part.share)}
@@ -338,18 +341,18 @@ def judge(
 
 def _finish(model: TahoeModel, folder: Path, target: Path) -> None:
     """Let the checkpoint appear, and then forget the state."""
-    made = folder / MODEL_FOLDER
+    written = folder / MODEL_FOLDER
     try:
-        model.save(made)
+        model.save(written)
         for name in (METRICS_FILE, TENSORBOARD_FOLDER):
             if (folder / name).exists():
-                (folder / name).replace(made / name)
-        made.rename(target)
+                (folder / name).replace(written / name)
+        written.rename(target)
         (folder / STATE_FILE).unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
-        if (made / METRICS_FILE).exists():  # the only copy
-            (made / METRICS_FILE).replace(folder / METRICS_FILE)
-        shutil.rmtree(made, ignore_errors=True)
+        if (written / METRICS_FILE).exists():  # the only copy
+            (written / METRICS_FILE).replace(folder / METRICS_FILE)
+        shutil.rmtree(written, ignore_errors=True)
         why = why_not_written(error) if isinstance(error, OSError) else first_line(error)
         message = f"the checkpoint cannot be written: {why}. The state of the run stays; go on with resume=True"
         raise InputError(message) from error

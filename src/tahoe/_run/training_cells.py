@@ -19,7 +19,7 @@ from tahoe.model.tokens.packed import Tokens
 from tahoe.model.training.objective import mask_by
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
     from fractions import Fraction
 
     from tahoe._run.inputs import Inputs
@@ -196,7 +196,7 @@ class TrainingCells:
         tokens = Tokens.joined(parts)
         return tokens, masks(tokens, numbers, (self.seed, 4, step), self.mask_share)
 
-    def lots(self, first: int, n_steps: int) -> Iterator[tuple[Tokens, np.ndarray]]:
+    def lots(self, first: int, n_steps: int) -> Generator[tuple[Tokens, np.ndarray], None, None]:
         """All steps from one on; the next one is prepared in a thread."""
         with ThreadPoolExecutor(1, thread_name_prefix="tahoe-cells") as worker:
             coming = worker.submit(self.step, first)

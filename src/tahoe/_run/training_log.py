@@ -72,6 +72,9 @@ def _forget_later_steps(path: Path, done: int) -> None:
     """Drop the lines of steps that are done again, and one that was cut short."""
     if not path.is_file():
         return
+    if not done:
+        path.unlink()
+        return
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         with suppress(ValueError):

@@ -87,7 +87,10 @@ def test_another_share_is_masked():
     told = []
     plan = TrainingPlan(steps=1, mask_share=1.0)
     tokens = draw(np.random.default_rng([0, 0]))
-    lots = lambda first: iter([(tokens, mask_tokens(tokens, np.random.default_rng(0), 1.0))])  # noqa: E731
+
+    def lots(first):
+        yield tokens, mask_tokens(tokens, np.random.default_rng(0), 1.0)
+
     run(new_network(CONFIG), lots, plan, report=told.append, progress=False)
     assert [(step.n_cells, step.n_tokens) for step in told] == [(12, len(tokens.ids))]
     assert told[0].gradient_norm > 0

@@ -77,9 +77,11 @@ class Visibility:
         return _Attention.apply(q_THK, k_THK, v_THK, self)
 
 
-def is_packed(device: torch.device, dtype: torch.dtype) -> bool:
+def is_packed(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
     """Whether one kernel takes all cells as they lie: CUDA from Ampere on, in 16 bits."""
-    return device.type == "cuda" and dtype != torch.float32 and torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cuda" or head_size % 8 or head_size > 256:
+        return False
+    return dtype != torch.float32 and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _alike(bounds: np.ndarray, keys: np.ndarray) -> list[np.ndarray]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # Draws the cells of one step from a generator that belongs to this step alone.
 Sampler = Callable[[np.random.Generator], "Tokens"]
 # From a step on, the cells of each and which of their tokens are masked.
-Lots = Callable[[int], Iterator[tuple["Tokens", np.ndarray]]]
+Lots = Callable[[int], Generator[tuple["Tokens", np.ndarray], None, None]]
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def train(
     >>> mine.save("mine")  # doctest: +SKIP
     """
 
-    def lots(first: int) -> Iterator[tuple[Tokens, np.ndarray]]:
+    def lots(first: int) -> Generator[tuple[Tokens, np.ndarray], None, None]:
         for step in range(first, plan.steps):
             generator = np.random.default_rng([plan.seed, step])
             tokens = sampler(generator)
@@ -138,23 +138,25 @@ def run(
     optimizer = make_optimizer(network, plan)
     first = state.resume(network, optimizer) if state else 0
     bar = tqdm(initial=first, total=plan.steps, unit="step", disable=not (progress and processes.is_first))
-    with torch.autocast(device.type, enabled=False), bar, _interruptible(state is not None) as interrupted:
+    # that of the caller would hold on the way back, too
+    outside = torch.autocast(device.type, enabled=False)
+    with outside, bar, _interruptible(state is not None) as interrupted, closing(lots(first)) as coming:
         if validate is not None and first == 0:
             validate(0, objective)
-        for step, lot in enumerate(lots(first), first):
+        for step, lot in enumerate(coming, first):
             told = _one_step(step, lot, plan, network, wrapped, optimizer, processes, state)
             bar.update()
             bar.set_postfix(loss=f"{told.losses.total.item():.2f}", refresh=False)
             if report is not None:
                 report(told)
             done, is_last = step + 1, step + 1 == plan.steps
+            if validate is not None and (done % plan.validate_every == 0 or is_last):
+                validate(done, objective)
             stops = interrupted.is_set() if processes.size == 1 else bool(processes.most(interrupted.is_set(), device))
             if state and (done % plan.save_every == 0 or is_last or stops):
                 state.save(done, network, optimizer)
             if stops and not is_last:
                 raise KeyboardInterrupt
-            if validate is not None and (done % plan.validate_every == 0 or is_last):
-                validate(done, objective)
     return network.eval().requires_grad_(False)
 
 

@@ -68,7 +68,7 @@ def made(tokens: Tokens, masked: np.ndarray, plan: TrainingPlan, config: ModelCo
     batch, targets = masked_batch(tokens, masked, config, device)
     computed_in = torch.bfloat16 if plan.bfloat16 else torch.float32
     hidden = masked if config.hide_masked else None
-    who = Visibility.of(tokens.bounds, hidden, device, is_packed(device, computed_in))
+    who = Visibility.of(tokens.bounds, hidden, device, is_packed(device, computed_in, config.head_size))
     return Pass(batch, targets, who)
 
 
