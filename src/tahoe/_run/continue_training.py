@@ -30,7 +30,7 @@ from tahoe.model.loading import choose_dtype
 from tahoe.model.training.loop import run
 from tahoe.model.training.passes import made, share_of
 from tahoe.model.training.plan import TrainingPlan
-from tahoe.model.training.processes import Processes, started
+from tahoe.model.training.processes import Processes, gathered, started
 from tahoe.model.training.state import StateFile
 from tahoe.settings import settings
 
@@ -164,6 +164,8 @@ def continue_training(
             message = f"{str(folder)!r} is an unfinished run; pass resume=True (--resume), or delete that folder"
             raise InputError(message)
         _train(mine, cells, plan, state, processes, folder)
+        if processes.sharded:
+            mine = replace(mine, network=gathered(mine.network))
         if processes.is_first:
             _finish(mine, folder, target)
         processes.wait()

@@ -109,6 +109,17 @@ def whole(tensor: Any) -> Any:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
+def gathered(network: Network) -> Network:
+    """A network whose weights are divided among the processes, as a whole in each of them."""
+    from tahoe.model.network.network import Network
+
+    state = {name: whole(weight) for name, weight in network.state_dict().items()}
+    with torch.device("meta"):
+        found = Network(network.config)
+    found.load_state_dict(state, assign=True)
+    return found.eval().requires_grad_(False)
+
+
 def part_like(tensor: Any, present: Any) -> Any:
     """The part of a whole tensor that belongs to this process, laid out as `present` is."""
     if not hasattr(present, "full_tensor"):
