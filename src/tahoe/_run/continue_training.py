@@ -131,7 +131,7 @@ def continue_training(
     >>> import tahoe, tempfile
     >>> from tahoe.model.training import TrainingPlan
     >>> adata = tahoe.datasets.pbmc68k()[:200].copy()
-    >>> plan = TrainingPlan.named("continuation", steps=2, cells_per_step=8, max_length=64)
+    >>> plan = TrainingPlan.named("continuation", steps=2, cells_per_step=8, max_length=64, bfloat16=False)
     >>> mine = tahoe.continue_training(adata, "demo", plan, tempfile.mkdtemp() + "/mine", validation=0)
     >>> mine.name
     'mine'
