@@ -225,7 +225,8 @@ def test_rounded_weights_are_told(files, tmp_path):
 def test_from_a_configuration_file(files, tmp_path, capsys):
     config, output = tmp_path / "config.yaml", tmp_path / "mine"
     about = f"model: demo\noutput: {output}\ndevice: cpu\nvalidation: 0\n"
-    plan = "plan: {name: continuation, steps: 2, cells_per_step: 8, max_length: 40, learning_rate: 1e-4, bfloat16: false}\n"
+    fields = "steps: 2, cells_per_step: 8, max_length: 40, learning_rate: 1e-4, bfloat16: false"
+    plan = f"plan: {{name: continuation, {fields}}}\n"
     sources = f"sources:\n- {{path: {files[0]}, share: 0.5}}\n- {{path: {files[1]}, share: 0.5}}\n"
 
     def run(text, *options):
