@@ -46,7 +46,7 @@ def parts(model: TahoeModel, length: int) -> dict[str, float]:
 
     def run(_: int) -> None:
         x = network.inputs(cell)
-        normed = layer._before(x, layer.attention_norm)
+        _, normed = layer._before(x, None, layer.attention_norm)
         q, k, v = (layer.heads(t) for t in layer.qkv(normed).chunk(3, dim=-1))
         context = attend(q, k, v, cell.cells, cell.cells, None).flatten(-2)
         hidden = layer.up(normed, layer.activation)
@@ -62,7 +62,7 @@ def parts(model: TahoeModel, length: int) -> dict[str, float]:
             ),
             "attention": (layers - 1, lambda: attend(q, k, v, cell.cells, cell.cells, None)),
             "of it exponentials": (blocks, lambda: exponentials(scores, np.float32(0), totals)),
-            "norms and residuals": (2 * (layers - 1), lambda: x + layer._before(x, layer.attention_norm)),
+            "norms and residuals": (2 * (layers - 1), lambda: x + layer._before(x, None, layer.attention_norm)[1]),
             "last layer": (1, lambda: network.layers[-1].forward_cls(x, cell, attend)),
             "inputs": (1, lambda: network.inputs(cell)),
             "all": (1, lambda: network.embed_cells(cell, model.attention)),

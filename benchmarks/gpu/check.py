@@ -1,6 +1,6 @@
 """Whether the package is right and fast on a GPU, in parts; `check.sh` runs them all.
 
-    python benchmarks/gpu/check.py right|attention|speed|whole|training [--shapes 70m 1b 3b]
+    python benchmarks/gpu/check.py right|screen|attention|speed|whole|training [--shapes 70m 1b 3b]
 
 `--device cpu --shapes tiny --cells 8` tries it without a GPU. All but `whole` run with torch, numpy, scipy and what
 `tahoe.model` needs. Weights are random, the lengths of the cells are those of real ones.
@@ -29,6 +29,7 @@ from measuring import SHAPES, draw_lengths, draw_model, draw_tokens, machine, me
 
 from tahoe.model import Network, TahoeModel, Tokens, load_model, tokenize
 from tahoe.model.network.attention import ATTENTION, Spans
+from tahoe.model.network.first_order import first_order, gradients
 from tahoe.model.training import (
     TrainingPlan,
     make_optimizer,
@@ -113,7 +114,7 @@ def right(arguments: argparse.Namespace) -> None:
             )
     for shape in arguments.shapes:
         against_cpu(shape, device)
-    gradients(device)
+    training_gradients(device)
 
 
 def spread_out(found):
@@ -200,7 +201,7 @@ def packed_and_alone(model: TahoeModel, tokens: Tokens, attention: str):
     return model.embed_cells(tokens).cpu(), torch.cat(alone)
 
 
-def gradients(device: torch.device) -> None:
+def training_gradients(device: torch.device) -> None:
     """Gradients of the training objective, float32, against the CPU."""
     print("\ngradients of the training objective, float32, against the CPU: largest difference / largest gradient\n")
     row("hidden masked tokens", "losses here", "losses on the CPU", "gradients")
@@ -221,6 +222,38 @@ def gradients(device: torch.device) -> None:
             float((a - b).abs().max() / b.abs().max().clamp(min=1e-12)) for a, b in zip(ours, theirs, strict=True)
         )
         row(hide, f"{here:.6f}", f"{there:.6f}", worst)
+
+
+def screen(arguments: argparse.Namespace) -> None:
+    """First-order effects of all deletions and of 1,000 insertions: against the CPU, and how long they take."""
+    device, shape = torch.device(arguments.device), arguments.shapes[0]
+    tokens = draw_tokens(np.array([300, 700, 1400] if device.type == "cuda" else [100, 200]))
+    here = draw_model(shape, device, torch.float32)
+    there = draw_model(shape, "cpu", torch.float32, here.network.cpu())
+    here.network.to(device)
+    direction = torch.nn.functional.normalize(torch.randn(1, here.config.d_model), dim=1)
+    print("\nfirst-order effects of edits, float32, against the CPU: largest difference / largest effect\n")
+    row("shape", "tokens", "deletions", "1,000 insertions", "ms here", "ms of a forward pass here")
+    row(*["---"] * 6)
+    for number in range(len(tokens)):
+        cell, found = tokens.cells(number, number + 1), []
+        for model in (there, here, here):
+            start = time.perf_counter()
+            found.append([each.cpu() for each in effects(model, cell, direction.to(model.device))])
+            took = time.perf_counter() - start
+        worst = [float((a - b).abs().max() / a.abs().max()) for a, b in zip(found[0], found[2], strict=True)]
+        forward = min(measured(lambda cell=cell: here.embed_cells(cell), device) for _ in range(3))
+        row(shape, len(cell.ids), *worst, f"{took * 1e3:.0f}", f"{forward * 1e3:.1f}")
+
+
+def effects(model: TahoeModel, cell: Tokens, direction: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of deleting each gene of a cell, and of inserting others at the highest bin."""
+    others = np.setdiff1d(np.arange(3, model.config.vocab_size), cell.ids)[:: (model.config.vocab_size // 1000)]
+    with gradients(model.device):
+        ids = torch.from_numpy(others).to(model.device)
+        values = torch.full(ids.shape, 50.0, device=model.device)
+        found = first_order(model.network, model.batch(cell), direction, (ids, values))
+    return found.deleted_JN[:, 1:], found.inserted_JS
 
 
 @torch.inference_mode()
@@ -405,7 +438,14 @@ def free() -> None:
 
 
 def main() -> None:
-    parts = {"right": right, "attention": attention, "speed": speed, "whole": whole, "training": training}
+    parts = {
+        "right": right,
+        "screen": screen,
+        "attention": attention,
+        "speed": speed,
+        "whole": whole,
+        "training": training,
+    }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=parts)
     embed.add_options(parser)

@@ -33,6 +33,7 @@ from measuring import SHAPES, best_rate, draw_lengths, draw_model, draw_tokens, 
 from tahoe._run.batches import CellBatches, embed_cells
 from tahoe.model.cuda import fused
 from tahoe.model.network.attention import ATTENTION, Spans
+from tahoe.model.network.network import add
 from tahoe.settings import settings
 
 if TYPE_CHECKING:
@@ -73,13 +74,15 @@ def cut(bounds: np.ndarray, budget: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(cuts))
 
 
-def padded_layer(layer: TransformerBlock, x_BND: Tensor, present_BN: Tensor, spans: Spans, attention: str) -> Tensor:
-    """A layer over padded cells, in which only attention drops the padding."""
-    h = layer._before(x_BND, layer.attention_norm)
-    q, k, v = (layer.heads(t[present_BN]) for t in layer.qkv(h).chunk(3, dim=-1))
-    context = torch.zeros_like(h)
-    context[present_BN] = ATTENTION[attention](q, k, v, spans, spans, None).flatten(-2)
-    return layer._finish(x_BND, context)
+def padded_layer(
+    layer: TransformerBlock, x_PD: Tensor, update_PD: Tensor | None, present_P: Tensor, spans: Spans, attention: str
+) -> tuple[Tensor, Tensor | None]:
+    """A layer over cells and their padding (P), in which only attention drops the padding."""
+    x_PD, h_PD = layer._before(x_PD, update_PD, layer.attention_norm)
+    q, k, v = (layer.heads(t[present_P]) for t in layer.qkv(h_PD).chunk(3, dim=-1))
+    context_PD = torch.zeros_like(h_PD)
+    context_PD[present_P] = ATTENTION[attention](q, k, v, spans, spans, None).flatten(-2)
+    return layer._finish(x_PD, context_PD)
 
 
 def padded(model: TahoeModel, tokens: Tokens) -> Tensor:
@@ -87,16 +90,16 @@ def padded(model: TahoeModel, tokens: Tokens) -> Tensor:
     network, found = model.network, []
     for start in range(0, len(tokens), PADDED):
         cells = tokens.cells(start, min(start + PADDED, len(tokens)))
-        batch = model.batch(cells)
+        batch, longest = model.batch(cells), int(cells.lengths.max())
         lengths = torch.from_numpy(cells.lengths).to(model.device)
-        present = torch.arange(int(cells.lengths.max()), device=model.device) < lengths[:, None]
-        ids = torch.zeros(present.shape, dtype=torch.int64, device=model.device)
-        values = torch.full(present.shape, -2.0, device=model.device)
-        ids[present], values[present] = batch.ids_T, batch.values_T
-        x = network.gene_inputs(ids) + network.value.encode(values.flatten()).unflatten(0, values.shape)
+        present_P = (torch.arange(longest, device=model.device) < lengths[:, None]).flatten()
+        ids_P = torch.zeros(present_P.shape, dtype=torch.int64, device=model.device)
+        values_P = torch.full(present_P.shape, -2.0, device=model.device)
+        ids_P[present_P], values_P[present_P] = batch.ids_T, batch.values_T
+        x_PD, update_PD = network.gene_inputs(ids_P) + network.value.encode(values_P), None
         for layer in network.layers:
-            x = padded_layer(layer, x, present, batch.cells, model.attention)
-        found.append(network.norm(x)[:, 0])
+            x_PD, update_PD = padded_layer(layer, x_PD, update_PD, present_P, batch.cells, model.attention)
+        found.append(network.norm(add(x_PD, update_PD)[::longest]))
     return torch.cat(found).cpu()
 
 

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import anndata
 import numpy as np
@@ -12,6 +13,8 @@ import pytest
 
 import tahoe
 from tahoe import cli
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +36,26 @@ def test_demo_prints_a_comparison(demo):
     assert ours[2] > 0.52
     assert pca[0] > 0.75
     assert "not for science" in printed
+
+
+def test_demo_annotates_and_perturbs(demo):
+    printed, folder = demo
+    right = re.search(r"350 cells annotated by the other half: ([\d.]+)% of (\d+) right", printed)
+    assert float(right[1]) > 70
+    assert int(right[2]) > 280
+    away = re.search(r"Towards CD56\+ NK: .*; away: (.*)\.$", printed, flags=re.MULTILINE)[1].split(", ")
+    assert {"GNLY", "GZMB"} <= set(away)
+    assert "tahoe_perturb" in anndata.read_h5ad(folder / "tahoe-demo.h5ad").uns
+
+
+@pytest.mark.parametrize("page", ["README.md", "src/tahoe/data/demo-model/README.md"])
+def test_pages_quote_what_the_demo_prints(demo, page):
+    """Other releases of scikit-learn and igraph may move the last digits."""
+    tables = [re.findall(r"^(?:tahoe demo|PCA-50) +(.*)$", text, flags=re.MULTILINE) for text in
+              (demo[0], (ROOT / page).read_text())]  # fmt: skip
+    ours, quoted = (np.array([row.split() for row in table], dtype=float) for table in tables)
+    np.testing.assert_allclose(quoted[:, 0], ours[:, 0], atol=0.01)
+    np.testing.assert_allclose(quoted[:, 1:3], ours[:, 1:3], atol=0.05)
 
 
 def test_demo_leaves_a_picture_and_an_anndata(demo):

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import shutil
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +14,13 @@ import torch
 from anndata import AnnData
 from safetensors import SafetensorError
 
-from tahoe._cells.file import absolute, identity
 from tahoe._cells.objects import check_path
 from tahoe._cells.opening import open_source
 from tahoe._run.inputs import Inputs, read_inputs
 from tahoe._run.lock import folder_of, lock_output
 from tahoe._run.parameters import document_parameters
 from tahoe._run.training_cells import Order, Source, TrainingCells, held_out_rows
+from tahoe._run.training_checks import check_arguments, run_of
 from tahoe._run.training_log import METRICS_FILE, TENSORBOARD_FOLDER, TrainingLog
 from tahoe.errors import GeneError, InputError, warn
 from tahoe.model import TahoeModel, load_model
@@ -140,7 +139,7 @@ def continue_training(
     check_path("output", output)
     plan = TrainingPlan.named(plan) if isinstance(plan, str) else plan
     target = Path(output).absolute()
-    _check_arguments(given, shares, validation, plan, target, resume)
+    check_arguments(given, shares, validation, plan, target, resume)
     what: dict[str, Any] = {"gene_key": gene_key, "organism": organism, "duplicates": duplicates}
     what |= {"layer": layer, "use_raw": use_raw, "mask_var": mask_var, "min_coverage": min_coverage}
     what |= {"drug_key": drug_key, "drugs": drugs}
@@ -159,7 +158,7 @@ def continue_training(
         mine = loaded.copy(target.name) if isinstance(model, TahoeModel) else replace(loaded, **own)
         cells = _mixed(mine, inputs, shares, validation, plan, processes)
         stack.callback(cells.close)
-        state = StateFile(folder / STATE_FILE, _run_of(given, inputs, cells, fingerprint, plan), processes)
+        state = StateFile(folder / STATE_FILE, run_of(given, inputs, cells, fingerprint, plan), processes)
         if state.path.is_file() and not resume:
             message = f"{str(folder)!r} is an unfinished run; pass resume=True (--resume), or delete that folder"
             raise InputError(message)
@@ -171,42 +170,6 @@ def continue_training(
         processes.wait()
     mine.folder = target
     return mine
-
-
-def _check_arguments(
-    given: list[Any], shares: Sequence[float] | None, validation: float, plan: TrainingPlan, target: Path, resume: bool
-) -> None:
-    if not given:
-        message = "sources is empty; pass at least one file or AnnData"
-        raise InputError(message)
-    if shares is not None:
-        if len(shares) != len(given):
-            message = f"shares has {len(shares)} numbers for {len(given)} sources; pass one for each"
-            raise InputError(message)
-        if not all(share > 0 for share in shares) or abs(sum(shares) - 1) > 1e-6:
-            message = f"shares={list(shares)} add up to {sum(shares):g}; they must be positive and add up to 1"
-            raise InputError(message)
-    if not 0 <= validation < 1:
-        message = f"validation={validation}: it is the share of cells that is held out, from 0 to less than 1"
-        raise InputError(message)
-    for number, source in enumerate(given):
-        if isinstance(source, AnnData):
-            continue
-        check_path(f"sources[{number}]", source)
-        if "://" not in str(source) and Path(source).resolve() in (target.resolve(), *target.resolve().parents):
-            message = f"output={str(target)!r} lies in the source {str(source)!r}; choose another place"
-            raise InputError(message)
-    if target.exists():
-        done = ", so there is nothing to resume" if resume else ""
-        message = f"output={str(target)!r} exists{done}; choose another place, or delete it first"
-        raise InputError(message)
-    if not target.parent.is_dir():
-        message = f"output={str(target)!r} is to be in a folder that does not exist; make {str(target.parent)!r} first"
-        raise InputError(message)
-    if plan.cells_per_step < 2 * len(given):
-        message = f"the plan has cells_per_step={plan.cells_per_step}; with {len(given)} sources take at least"
-        msg = f"{message} {2 * len(given)}"
-        raise InputError(msg)
 
 
 def _fit_to(plan: TrainingPlan, model: TahoeModel) -> TrainingPlan:
@@ -267,26 +230,6 @@ def _mixed(
 
 def _fraction(share: float) -> Fraction:
     return Fraction(share).limit_denominator(1_000_000)
-
-
-def _run_of(
-    given: list[Any], inputs: list[Inputs], cells: TrainingCells, fingerprint: str, plan: TrainingPlan
-) -> dict[str, Any]:
-    """All that decides the course of a run: a state is taken by the same run alone."""
-    found: dict[str, Any] = {f"plan.{name}": value for name, value in asdict(plan).items()}
-    for name in ("save_every", "validate_every", "activation_checkpointing", "tokens_per_pass"):
-        del found[f"plan.{name}"]  # these may change on the way
-    if plan.schedule == "constant" and not plan.warm_up:
-        del found["plan.steps"]  # and a run may become longer
-    found["model"] = fingerprint
-    for number, (source, each, part) in enumerate(zip(given, inputs, cells.sources, strict=True)):
-        about = {"AnnData": each.matrix.n_cells} if isinstance(source, AnnData) else identity(absolute(str(source)))
-        about |= {"slot": str(each.matrix.slot), "cells": part.order.n_cells, "share": str(part.share)}
-        arrays = {"sums": each.matrix.totals, "tokens": each.column_tokens, "drugs": each.drugs}
-        for name, array in arrays.items():
-            about[name] = None if array is None else hashlib.sha256(array.tobytes()).hexdigest()[:16]
-        found |= {f"sources[{number}] {name}": value for name, value in about.items()}
-    return found
 
 
 def _train(

@@ -77,19 +77,33 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x_TD: Tensor, cells: Spans, attend: Attention, masked_T: Tensor | None = None) -> Tensor:
         """All tokens through the layer."""
-        q_TD, k_TD, v_TD = self.qkv(self._before(x_TD, self.attention_norm)).chunk(3, dim=-1)
+        return add(*self.forward_parts(x_TD, None, cells, attend, masked_T))
+
+    def forward_parts(
+        self, x_TD: Tensor, update_TD: Tensor | None, cells: Spans, attend: Attention, masked_T: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The two parts of the layer's output, from those of its input: the next norm adds them in the same kernel."""
+        x_TD, h_TD = self._before(x_TD, update_TD, self.attention_norm)
+        q_TD, k_TD, v_TD = self.qkv(h_TD).chunk(3, dim=-1)
         context_TD = self._attend(q_TD, k_TD, v_TD, cells, cells, attend, masked_T)
         return self._finish(x_TD, context_TD)
 
-    def forward_cls(self, x_TD: Tensor, batch: Batch, attend: Attention, masked_T: Tensor | None = None) -> Tensor:
+    def forward_cls(
+        self,
+        x_TD: Tensor,
+        batch: Batch,
+        attend: Attention,
+        masked_T: Tensor | None = None,
+        update_TD: Tensor | None = None,
+    ) -> Tensor:
         """Only the first token of each cell, which still looks at all tokens of its cell: (C, D)."""
         n_cells, width = len(batch.cells.bounds) - 1, x_TD.shape[-1]
-        h_TD = self._before(x_TD, self.attention_norm)
+        x_TD, h_TD = self._before(x_TD, update_TD, self.attention_norm)
         q_CD = linear(h_TD[batch.starts_C], self.qkv.weight[:width], self.qkv.bias[:width])
         k_TD, v_TD = linear(h_TD, self.qkv.weight[width:], self.qkv.bias[width:]).chunk(2, dim=-1)
         queries = Spans.single(n_cells, x_TD.device)
         context_CD = self._attend(q_CD, k_TD, v_TD, queries, batch.cells, attend, masked_T)
-        return self._finish(x_TD[batch.starts_C], context_CD)
+        return add(*self._finish(x_TD[batch.starts_C], context_CD))
 
     def heads(self, x_TD: Tensor) -> Tensor:
         """Split the width into heads: (T, H, K)."""
@@ -98,7 +112,8 @@ class TransformerBlock(nn.Module):
     def attention_weights(self, x_TD: Tensor, cells: Spans, cell: int, masked_T: Tensor | None = None) -> Tensor:
         """Weights of one cell in this layer, (heads, tokens, tokens)."""
         start, end = cells.bounds[cell : cell + 2]
-        q_ND, k_ND, _ = self.qkv(self._before(x_TD[start:end], self.attention_norm)).chunk(3, dim=-1)
+        _, h_ND = self._before(x_TD[start:end], None, self.attention_norm)
+        q_ND, k_ND, _ = self.qkv(h_ND).chunk(3, dim=-1)
         return weights(self.heads(q_ND), self.heads(k_ND), None if masked_T is None else masked_T[start:end])
 
     def _attend(
@@ -106,23 +121,32 @@ class TransformerBlock(nn.Module):
     ) -> Tensor:
         return attend(self.heads(q), self.heads(k), self.heads(v), queries, keys, masked_T).flatten(-2)
 
-    def _before(self, x_TD: Tensor, norm: nn.LayerNorm) -> Tensor:
-        """Norm where it comes first, and cast to the precision of the linear layers; x itself stays float32."""
-        return fused.norm(x_TD, norm, self.qkv.precision) if self.pre_norm else x_TD.to(self.qkv.precision)
+    def _before(self, x_TD: Tensor, update_TD: Tensor | None, layer_norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        """The sum, and what the linear layers get: its norm where that comes first, cast; the sum stays float32."""
+        precision = self.qkv.precision
+        if not self.pre_norm:
+            x_TD = add(x_TD, update_TD)
+            return x_TD, x_TD.to(precision)
+        if update_TD is None:
+            return x_TD, fused.norm(x_TD, layer_norm, precision)
+        return fused.add_norm(x_TD, update_TD, layer_norm, precision)
 
-    def _finish(self, x_TD: Tensor, context_TD: Tensor) -> Tensor:
+    def _finish(self, x_TD: Tensor, context_TD: Tensor) -> tuple[Tensor, Tensor | None]:
         update_TD = self.attention_out(context_TD)
-        if self.pre_norm:
-            x_TD, h_TD = fused.add_norm(x_TD, update_TD, self.feed_forward_norm, self.qkv.precision)
-        else:
-            x_TD = self.attention_norm(x_TD + update_TD)
-            h_TD = x_TD.to(self.qkv.precision)
+        if not self.pre_norm:
+            x_TD, update_TD = self.attention_norm(x_TD + update_TD), None
+        x_TD, h_TD = self._before(x_TD, update_TD, self.feed_forward_norm)
         if self.gate is None:
             hidden_TD = self.up(h_TD, self.activation)
         else:
             hidden_TD = self.gate(h_TD, self.activation) * self.up(h_TD)
-        x_TD = x_TD + self.down(hidden_TD)
-        return x_TD if self.pre_norm else self.feed_forward_norm(x_TD)
+        update_TD = self.down(hidden_TD)
+        return (x_TD, update_TD) if self.pre_norm else (self.feed_forward_norm(x_TD + update_TD), None)
+
+
+def add(x_TD: Tensor, update_TD: Tensor | None) -> Tensor:
+    """The sum of both, where there is a second."""
+    return x_TD if update_TD is None else x_TD + update_TD
 
 
 class Network(nn.Module):
@@ -153,14 +177,7 @@ class Network(nn.Module):
         """
         masked_T = self._hidden_keys(batch)
         attend = ATTENTION[attention] if isinstance(attention, str) else attention
-        x_TD = self.inputs(batch)
-        for layer in self.layers:
-            arguments = (x_TD, batch.cells, attend, masked_T)
-            if activation_checkpointing:
-                x_TD = checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x_TD = layer(*arguments)
-        return self.norm(x_TD)
+        return self.norm(add(*self._through(self.layers, batch, attend, masked_T, activation_checkpointing)))
 
     def observe(
         self,
@@ -191,12 +208,20 @@ class Network(nn.Module):
 
         Nothing reads the other outputs of the last layer, so they are not computed.
         """
-        masked_T = self._hidden_keys(batch)
-        x_TD = self.inputs(batch)
-        *layers, last = self.layers
+        masked_T, attend = self._hidden_keys(batch), ATTENTION[attention]
+        x_TD, update_TD = self._through(self.layers[:-1], batch, attend, masked_T)
+        return self.norm(self.layers[-1].forward_cls(x_TD, batch, attend, masked_T, update_TD))  # type: ignore[operator]
+
+    def _through(
+        self, layers: nn.ModuleList, batch: Batch, attend: Attention, masked_T: Tensor | None, again: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """The two parts of what comes out of these layers, each of which may be computed again on the way back."""
+        x_TD, update_TD = self.inputs(batch), None
         for layer in layers:
-            x_TD = layer(x_TD, batch.cells, ATTENTION[attention], masked_T)
-        return self.norm(last.forward_cls(x_TD, batch, ATTENTION[attention], masked_T))  # type: ignore[operator]
+            parts = (layer.forward_parts, x_TD, update_TD, batch.cells, attend, masked_T)
+            how = {"use_reentrant": False, "preserve_rng_state": False}
+            x_TD, update_TD = checkpoint(*parts, **how) if again else parts[0](*parts[1:])  # type: ignore[operator]
+        return x_TD, update_TD
 
     def inputs(self, batch: Batch) -> Tensor:
         """What enters the first layer: gene plus value, or the flag in place of a masked value, and the drug."""

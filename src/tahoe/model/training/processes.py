@@ -41,10 +41,11 @@ class Processes:
             # without a drug in any cell the encoder of drugs has no gradient
             unused = network.drug is not None
             return nn.parallel.DistributedDataParallel(objective, find_unused_parameters=unused)
-        from torch.distributed.fsdp import fully_shard
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
         for layer in network.layers:
             fully_shard(layer)
+            register_fsdp_forward_method(layer, "forward_parts")
         return fully_shard(objective)
 
     def sending(self, wrapped: nn.Module, is_last: bool) -> AbstractContextManager[Any]:
