@@ -216,7 +216,11 @@ def _mixed(
             raise InputError(message)
         orders.append(Order(n, rows, seed))
     total = sum(order.n_cells for order in orders)
-    given = [Fraction(o.n_cells, total) for o in orders] if shares is None else [_fraction(share) for share in shares]
+    given = (
+        [Fraction(o.n_cells, total) for o in orders]
+        if shares is None
+        else [Fraction(share).limit_denominator(1_000_000) for share in shares]
+    )
     sources = [Source(*each) for each in zip(inputs, orders, given, strict=True)]
     if plan.cells_per_step < processes.size + len(inputs):
         message = f"cells_per_step={plan.cells_per_step} is too few for {processes.size} processes"
@@ -226,10 +230,6 @@ def _mixed(
         rank=processes.rank,
         n_ranks=processes.size,
     )
-
-
-def _fraction(share: float) -> Fraction:
-    return Fraction(share).limit_denominator(1_000_000)
 
 
 def _train(

@@ -168,16 +168,14 @@ class Network(nn.Module):
         self.is_quantized = False
         self.n_parameters = sum(weight.numel() for weight in self.parameters())
 
-    def forward(
-        self, batch: Batch, attention: str | Attention = "sdpa", *, activation_checkpointing: bool = False
-    ) -> Tensor:
+    def forward(self, batch: Batch, attention: str | Attention = "sdpa", *, recompute: bool = False) -> Tensor:
         """Outputs of all tokens, (T, D) float32: each cell's embedding at its CLS token, then its genes.
 
-        With `activation_checkpointing` each layer is computed again on the way back, and keeps nothing until then.
+        With `recompute` the layers keep nothing for the way back.
         """
         masked_T = self._hidden_keys(batch)
         attend = ATTENTION[attention] if isinstance(attention, str) else attention
-        return self.norm(add(*self._through(self.layers, batch, attend, masked_T, activation_checkpointing)))
+        return self.norm(add(*self._through(self.layers, batch, attend, masked_T, recompute)))
 
     def observe(
         self,

@@ -103,7 +103,7 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch, targets: Tensor, who: Visibility) -> Tensor:
         """Sums of the squared errors of the expression decoder and of the MVC decoder (or twice the first), (2,)."""
-        output_TD = self.network(batch, who.attend, activation_checkpointing=self.activation_checkpointing)
+        output_TD = self.network(batch, who.attend, recompute=self.activation_checkpointing)
         expression, mvc = _predictions(self.network, batch, output_TD)
         predictions = (expression, expression if mvc is None else mvc)
         return torch.stack([F.mse_loss(each, targets, reduction="sum") for each in predictions])
