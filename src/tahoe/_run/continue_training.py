@@ -209,12 +209,11 @@ def _mixed(
     held_out = min(validation, MOST_HELD_OUT / sum(n_cells))
     orders = []
     for number, n in enumerate(n_cells):
-        seed = (plan.seed, number)
-        rows = held_out_rows(n, math.ceil(held_out * n), seed)
+        rows = held_out_rows(n, math.ceil(held_out * n), (plan.seed, number))
         if len(rows) >= n:
             message = f"sources[{number}] has {n} cells, all of which would be held out; pass a smaller validation="
             raise InputError(message)
-        orders.append(Order(n, rows, seed))
+        orders.append(Order(n, rows, (plan.seed, number)))
     total = sum(order.n_cells for order in orders)
     given = (
         [Fraction(o.n_cells, total) for o in orders]
@@ -223,7 +222,7 @@ def _mixed(
     )
     sources = [Source(*each) for each in zip(inputs, orders, given, strict=True)]
     if plan.cells_per_step < processes.size + len(inputs):
-        message = f"cells_per_step={plan.cells_per_step} is too few for {processes.size} processes"
+        message = f"the plan has cells_per_step={plan.cells_per_step}, too few for {processes.size} processes"
         raise InputError(message)
     return TrainingCells(
         *(model, sources, plan.cells_per_step, plan.max_length, share_of(plan, model.config), plan.seed),
@@ -278,9 +277,8 @@ def judge(
             sums += objective(part.batch, part.targets, part.who).cpu().double()
         targets.append(part.targets.cpu().numpy())
     truth = np.concatenate(targets)
-    errors = {"expression_mse": float(sums[0]) / len(truth), "mvc_mse": float(sums[1]) / len(truth)}
-    if model.network.mvc is None:
-        del errors["mvc_mse"]
+    names = ("expression_mse", "mvc_mse") if model.network.mvc is not None else ("expression_mse",)
+    errors = {name: float(total) / len(truth) for name, total in zip(names, sums, strict=False)}
     return errors | {"constant_mse": float(truth.var())}
 
 
@@ -295,7 +293,7 @@ def _finish(model: TahoeModel, folder: Path, target: Path) -> None:
         written.rename(target)
         (folder / STATE_FILE).unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
-        if (written / METRICS_FILE).exists():  # the only copy
+        if (written / METRICS_FILE).exists():
             (written / METRICS_FILE).replace(folder / METRICS_FILE)
         shutil.rmtree(written, ignore_errors=True)
         why = why_not_written(error) if isinstance(error, OSError) else first_line(error)

@@ -217,8 +217,7 @@ class Network(nn.Module):
         x_TD, update_TD = self.inputs(batch), None
         for layer in layers:
             parts = (layer.forward_parts, x_TD, update_TD, batch.cells, attend, masked_T)
-            how = {"use_reentrant": False, "preserve_rng_state": False}
-            x_TD, update_TD = checkpoint(*parts, **how) if again else parts[0](*parts[1:])  # type: ignore[operator]
+            x_TD, update_TD = checkpoint(*parts, use_reentrant=False) if again else parts[0](*parts[1:])  # type: ignore[operator]
         return x_TD, update_TD
 
     def inputs(self, batch: Batch) -> Tensor:
