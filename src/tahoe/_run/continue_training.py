@@ -3,7 +3,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -135,7 +135,7 @@ def continue_training(
     >>> mine.name
     'mine'
     """
-    given = [sources] if isinstance(sources, str | Path | AnnData) or hasattr(sources, "__fspath__") else list(sources)
+    given = [sources] if isinstance(sources, str | AnnData) or hasattr(sources, "__fspath__") else list(sources)
     check_path("output", output)
     plan = TrainingPlan.named(plan) if isinstance(plan, str) else plan
     target = Path(output).absolute()
@@ -163,8 +163,7 @@ def continue_training(
             message = f"{str(folder)!r} is an unfinished run; pass resume=True (--resume), or delete that folder"
             raise InputError(message)
         _train(mine, cells, plan, state, processes, folder)
-        if processes.sharded:
-            mine = replace(mine, network=gathered(mine.network))
+        mine = replace(mine, network=gathered(mine.network)) if processes.sharded else mine
         if processes.is_first:
             _finish(mine, folder, target)
         processes.wait()
@@ -293,7 +292,7 @@ def _finish(model: TahoeModel, folder: Path, target: Path) -> None:
         written.rename(target)
         (folder / STATE_FILE).unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
-        if (written / METRICS_FILE).exists():
+        with suppress(OSError):
             (written / METRICS_FILE).replace(folder / METRICS_FILE)
         shutil.rmtree(written, ignore_errors=True)
         why = why_not_written(error) if isinstance(error, OSError) else first_line(error)
