@@ -86,7 +86,8 @@ def compare(config: ModelConfig, cells: Cells, folder: Path, seed: int) -> dict[
     theirs.use_plain_attention(config.hide_masked)
     csr = cells.counts.indptr, cells.counts.indices, cells.counts.data
     drugs = cells.drugs if with_drugs else None
-    tokens = tokenize(*csr, cells.column_tokens, config=config, vocabulary=cells.vocabulary, drugs=drugs)
+    how = {"config": config, "vocabulary": cells.vocabulary, "max_length": None, "drugs": drugs}
+    tokens = tokenize(*csr, cells.column_tokens, **how)
     masked = mask_tokens(tokens, np.random.default_rng(seed), 0.5)
     truth, their_gradients = their_losses(theirs, theirs.tokens(cells), tokens, masked, config)
     found: dict[str, float] = {"tokens": len(tokens.ids), "masked": int(masked.sum())}

@@ -38,6 +38,11 @@ def draw(generator, n_cells=12, drugs=False):
     return tokenize(*arrays, config=CONFIG, vocabulary=Vocabulary(IDS), drugs=ids)
 
 
+def without_key_biases(name, weight):
+    """A bias of all keys changes no softmax: its gradient is rounding, which AdamW scales up."""
+    return weight if not name.endswith("qkv.bias") else torch.cat([weight.chunk(3)[0], weight.chunk(3)[2]])
+
+
 def weights(network):
     return torch.cat([weight.detach().flatten() for weight in network.parameters()])
 
@@ -80,7 +85,9 @@ def test_passes_change_nothing_but_rounding(change):
         progress=False,
     )
     torch.testing.assert_close(torch.stack(again), torch.stack(seen), rtol=1e-5, atol=0)
-    torch.testing.assert_close(weights(parts), weights(whole), rtol=0, atol=1e-5)
+    for (name, ours), theirs in zip(parts.named_parameters(), whole.parameters(), strict=True):
+        ours, theirs = without_key_biases(name, ours), without_key_biases(name, theirs)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
 def test_another_share_is_masked():
@@ -239,6 +246,7 @@ def test_two_processes_are_one(mode, tmp_path):
     subprocess.run([*launch, script, mode, tmp_path / "two"], check=True, env=environment, timeout=300)
     one, two = (torch.load(tmp_path / f"{name}.state", weights_only=True) for name in ("one", "two"))
     for name, weight in one["network"].items():
-        torch.testing.assert_close(two["network"][name], weight, rtol=0, atol=1e-6)
+        ours, theirs = without_key_biases(name, two["network"][name]), without_key_biases(name, weight)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
     assert one["step"] == two["step"] == 3
     assert one["optimizer"].keys() == two["optimizer"].keys()
