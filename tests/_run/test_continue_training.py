@@ -46,7 +46,8 @@ def adata(model):
 def files(adata, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cells")
     adata.write_h5ad(folder / "a.h5ad")
-    adata[:50, ::-1].copy().write_zarr(folder / "b.zarr")
+    with anndata.settings.override(zarr_write_format=3):
+        adata[:50, ::-1].copy().write_zarr(folder / "b.zarr")
     return [folder / "a.h5ad", folder / "b.zarr"]
 
 
