@@ -154,7 +154,7 @@ def continue_training(
         opened = [each if isinstance(each, AnnData) else stack.enter_context(open_source(each)) for each in given]
         inputs = [_inputs(each, loaded, number, what) for number, each in enumerate(opened)]
         # a model of the caller stays as it is; what was loaded here is nobody else's
-        own = {"name": target.name, "folder": None, "revision": None, "weights_sha256": ""}
+        own: dict[str, Any] = {"name": target.name, "folder": None, "revision": None, "weights_sha256": ""}
         mine = loaded.copy(target.name) if isinstance(model, TahoeModel) else replace(loaded, **own)
         cells = _mixed(mine, inputs, shares, validation, plan, processes)
         stack.callback(cells.close)

@@ -49,9 +49,7 @@ class Order:
 
     def rows(self, first: int, last: int) -> np.ndarray:
         """Rows of the places `first` to `last` in the endless order of all epochs."""
-        return np.concatenate([self.window(*key)[place] for key, place in self.windows(first, last)] or [[]]).astype(
-            int
-        )
+        return np.concatenate([self.window(*key)[place] for key, place in self.windows(first, last)]).astype(int)
 
     def windows(self, first: int, last: int) -> Iterator[tuple[tuple[int, int], slice]]:
         """The windows, as (epoch, number), that these places fall into, and which of their rows."""
@@ -143,7 +141,7 @@ class Source:
         """Rows of a window, shuffled."""
         matrix, size, known = self.inputs.matrix, self.order.block_rows, self.inputs.column_tokens >= 0
         rows = self.order.window(*key)
-        starts, parts = [], []
+        starts, parts = [], list[sparse.csr_array]()
         for block in self.order.blocks(*key):
             start, stop = block * size, min((block + 1) * size, matrix.n_cells)
             starts.append(np.arange(start, stop))

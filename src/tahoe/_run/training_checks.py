@@ -69,6 +69,7 @@ def run_of(
         del found["plan.steps"]  # and a run may become longer
     found["model"] = fingerprint
     for number, (source, each, part) in enumerate(zip(given, inputs, cells.sources, strict=True)):
+        about: dict[str, Any]
         about = {"AnnData": each.matrix.n_cells} if isinstance(source, AnnData) else identity(absolute(str(source)))
         about |= {"slot": str(each.matrix.slot), "cells": part.order.n_cells, "share": str(part.share)}
         arrays = {"sums": each.matrix.totals, "tokens": each.column_tokens, "drugs": each.drugs}

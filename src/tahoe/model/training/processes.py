@@ -46,7 +46,8 @@ class Processes:
         for layer in network.layers:
             fully_shard(layer)
             register_fsdp_forward_method(layer, "forward_parts")
-        return fully_shard(objective)
+        fully_shard(objective)  # in place
+        return objective
 
     def sending(self, wrapped: nn.Module, is_last: bool) -> AbstractContextManager[Any]:
         """Exchange gradients behind the last pass of a step, and not before."""
