@@ -132,7 +132,7 @@ class _Attention(torch.autograd.Function):
         return out_THK
 
     @staticmethod
-    def backward(ctx: Any, grad_THK: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_THK: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q_THK, k_THK, v_THK, out_THK, sums_TH = ctx.saved_tensors
         with torch.autocast(q_THK.device.type, enabled=False):
             grads = _backward(grad_THK.contiguous(), q_THK, k_THK, v_THK, out_THK, sums_TH, ctx.who)
