@@ -92,6 +92,9 @@ OWN = {
     ],
     "fine_tune": ["method", "groups", "validation", "class_weight", "plan", "output"],
     "load_reference": ["revision"],
+    "continue_training": [
+        *("shares", "validation", "resume", "sharded", "gene_key", "organism", "duplicates"),
+    ],
     "embed_file": [
         *("normalize", "gene_key", "organism", "duplicates"),
         *("keep_metadata", "stored_dtype", "cells_per_shard", "resume", "client"),
@@ -102,6 +105,8 @@ OWN = {
 EXCEPT = {
     # no AnnData, but a file and what is made of it; a selection of genes must be in the file
     "embed_file": {"mask_var": (None, "str | None")},
+    # what a long run begins with is named; a selection of genes must be in the files
+    "continue_training": {"model": (REQUIRED, MODEL), "mask_var": (None, "str | None")},
     # the one door to weights: there is no default to what it opens, and only here the kernel is chosen
     "load_model": {"model": (REQUIRED, MODEL), "attention": (None, "str | None")},
     # the drugs themselves may be what is perturbed; and one gene less needs float32
@@ -116,6 +121,7 @@ EXCEPT = {
 FIRST = {
     "fine_tune": ["adata", "target"],
     "tl.predict": ["adata", "model"],
+    "continue_training": ["sources", "model", "plan", "output"],
     "embed_file": ["source", "output"],
     "build_reference": ["source", "path"],
     "load_reference": ["reference"],
@@ -132,6 +138,7 @@ FIRST = {
 # What functions may have with several defaults: names of slots; and a mapping that is there is not made anew.
 VARYING = {"key", "key_added", "organism", "duplicates", "model", "mask_var", "source", "cells_per_shard"}
 VARYING |= {"max_length", "output", "method"}  # of training: see EXCEPT; a folder for what is returned anyway
+VARYING |= {"plan", "validation"}  # of training on files, and on an AnnData
 VARYING |= {"genes", "kind", "drugs"}  # of a perturbation: combinations too, and kinds of its own
 VARYING |= {"use_rep"}  # an evaluation compares several
 

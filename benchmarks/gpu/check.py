@@ -30,7 +30,16 @@ from measuring import SHAPES, draw_lengths, draw_model, draw_tokens, machine, me
 from tahoe.model import Network, TahoeModel, Tokens, load_model, tokenize
 from tahoe.model.network.attention import ATTENTION, Spans
 from tahoe.model.network.first_order import first_order, gradients
-from tahoe.model.training import TrainingPlan, mask_tokens, masked_batch, masked_losses, new_network, train
+from tahoe.model.training import (
+    TrainingPlan,
+    make_optimizer,
+    mask_tokens,
+    masked_batch,
+    masked_losses,
+    new_network,
+    train,
+)
+from tahoe.model.training.attention import Visibility, is_packed
 from tahoe.settings import settings
 
 REFERENCE = Path(__file__).parents[2] / "tests" / "reference"
@@ -339,29 +348,87 @@ def whole(arguments: argparse.Namespace) -> None:
                 torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def step_times(network: Network, tokens: Tokens) -> list[float]:
+def step_times(network: Network, tokens: Tokens, **how: bool) -> list[float]:
     """When each step of a short training ended."""
     times: list[float] = []
-    plan = TrainingPlan(steps=6, bfloat16=True)
+    plan = TrainingPlan(steps=6, bfloat16=True, **how)
     train(network, lambda _: tokens, plan, report=lambda *_: times.append(time.perf_counter()), progress=False)
     return times
 
 
+def former_times(network: Network, tokens: Tokens) -> list[float]:
+    """The same with one call of attention a cell, and a mask: what training did before."""
+    device, times, plan = next(network.parameters()).device, [], TrainingPlan(steps=6, bfloat16=True)
+    network.train().requires_grad_(True)
+    optimizer = make_optimizer(network, plan)
+    for step in range(plan.steps):
+        masked = mask_tokens(tokens, np.random.default_rng(step), 0.5)
+        with torch.autocast(device.type, torch.bfloat16):
+            losses = masked_losses(network, *masked_batch(tokens, masked, network.config, device))
+        optimizer.zero_grad(set_to_none=True)
+        losses.total.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), plan.clip)
+        optimizer.step()
+        losses.total.item()
+        times.append(time.perf_counter())
+    return times
+
+
 def training(arguments: argparse.Namespace) -> None:
-    """Tokens a second of the training objective, masked tokens hidden and not."""
+    """Attention of training against the formula, and tokens a second, masked tokens hidden and not."""
     device = torch.device(arguments.device)
-    print("\ntraining, tokens/s\n")
-    row("shape", "precision", "masked tokens hidden", "cells a step", "ms a step", "tokens/s", "peak")
+    training_attention(device)
+    print("\ntraining, bfloat16\n")
+    row("shape", "masked tokens hidden", "way", "cells a step", "ms a step", "tokens/s", "peak")
     row(*["---"] * 7)
-    for shape in arguments.shapes[:1]:
-        for hide in (True, False):
-            network = new_network(replace(SHAPES[shape], hide_masked=hide)).to(device)
-            tokens = draw_tokens(draw_lengths(32))
-            step = statistics.median(np.diff(step_times(network, tokens)))
-            memory = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if device.type == "cuda" else "–"
-            row(shape, "bfloat16", hide, len(tokens), f"{step * 1e3:.0f}", f"{len(tokens.ids) / step:,.0f}", memory)
-            del network
-            free()
+    ways = {"present": step_times, "checkpointing": partial(step_times, activation_checkpointing=True)}
+    ways["former"] = former_times
+    for shape in arguments.shapes:
+        tokens = draw_tokens(draw_lengths(32 if shape in ("70m", "tiny") else 8))
+        for hide in (True, False) if shape in ("70m", "tiny") else (True,):
+            for way, times in ways.items():
+                if way == "former" and shape not in ("70m", "tiny"):
+                    continue
+                free()
+                if device.type == "cuda":
+                    torch.cuda.reset_peak_memory_stats()
+                found = attempt(timed, shape, hide, times, tokens, device)
+                row(shape, hide, way, len(tokens), *spread_out(found))
+
+
+def timed(shape, hide, times, tokens, device):
+    network = new_network(replace(SHAPES[shape], hide_masked=hide), device=device)
+    step = statistics.median(np.diff(times(network, tokens))[1:])
+    memory = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if device.type == "cuda" else "–"
+    return [f"{step * 1e3:.0f}", f"{len(tokens.ids) / step:,.0f}", memory]
+
+
+def training_attention(device: torch.device) -> None:
+    """Outputs and gradients of the attention of training, against the formula with a mask in float32."""
+    print("\nattention of training: largest difference / largest value, of outputs and gradients of q, k, v\n")
+    row("heads × size", "dtype", "one kernel", "masked", "output", "q", "k", "v")
+    row(*["---"] * 8)
+    tokens = draw_tokens(draw_lengths(8))
+    cells = Spans.of(tokens.bounds.tolist(), device)
+    for heads, size in ((8, 64), (16, 128)):
+        for dtype in (torch.float32, torch.bfloat16):
+            for share in (None, 0.5):
+                masked = None if share is None else mask_tokens(tokens, np.random.default_rng(0), share)
+                found = attempt(against_formula, heads, size, dtype, masked, tokens, cells, device)
+                row(f"{heads} × {size}", dtype, is_packed(device, dtype, size), share, *spread_out(found))
+
+
+def against_formula(heads, size, dtype, masked, tokens, cells, device):
+    q, k, v, upstream = torch.randn(4, len(tokens.ids), heads, size, device=device).to(dtype)
+    who = Visibility.of(tokens.bounds, masked, device, is_packed(device, dtype, size))
+    hidden = None if masked is None else torch.from_numpy(masked).to(device)
+    results = []
+    for run, precision in ((who.attend, dtype), (ATTENTION["sdpa"], torch.float32)):
+        leaves = [each.to(precision).detach().requires_grad_() for each in (q, k, v)]
+        output = run(*leaves, cells, cells, hidden)
+        output.backward(upstream.to(precision))
+        results.append([output.detach(), *(leaf.grad for leaf in leaves)])
+    return [float((a.float() - b).abs().max() / b.abs().max()) for a, b in zip(*results, strict=True)]
 
 
 def free() -> None:

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from tahoe._reference.build import build_reference
     from tahoe._reference.reference import Reference, load_reference
     from tahoe._store.embed_file import embed_file
+    from tahoe._training.continue_training import continue_training
     from tahoe.model import TahoeModel, load_model
 
 __version__ = version("tahoe-anndata")
 __all__ = [
-    "Reference", "TahoeModel", "build_reference", "datasets", "embed_file", "errors", "evaluate", "fine_tune", "get",
-    "load_model", "load_reference", "model", "pl", "pp", "settings", "tl",
+    "Reference", "TahoeModel", "build_reference", "continue_training", "datasets", "embed_file", "errors", "evaluate",
+    "fine_tune", "get", "load_model", "load_reference", "model", "pl", "pp", "settings", "tl",
 ]  # fmt: skip
 
 # Loaded at the first use, so that `import tahoe` costs nothing: torch alone takes seconds.
@@ -34,6 +35,7 @@ _FROM = {
     "Reference": "tahoe._reference.reference",
     "TahoeModel": "tahoe.model",
     "build_reference": "tahoe._reference.build",
+    "continue_training": "tahoe._training.continue_training",
     "embed_file": "tahoe._store.embed_file",
     "fine_tune": "tahoe._fine_tune.fine_tune",
     "load_model": "tahoe.model",

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 LOCK_FILE = "lock"
 # What runs leave in their folder; anything else there is not theirs.
 OURS = {LOCK_FILE, "store", "run.json", "run.json.new", "cells.h5ad"}
+OURS |= {"state.pt", "state.partial", "metrics.jsonl", "tensorboard", "model"}  # of a training run
 # Seconds between two heartbeats, and without one after which a run on another machine is taken for dead.
 HEARTBEAT, TIMEOUT = 5.0, 20.0
 

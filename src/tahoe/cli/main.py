@@ -1,4 +1,4 @@
-"""The command line: `tahoe embed`, `map-genes`, `download`, `info`, `evaluate` and `demo`."""
+"""The command line: `tahoe embed`, `map-genes`, `download`, `info`, `evaluate`, `train` and `demo`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import click
 
 from tahoe.cli.evaluate import evaluate
 from tahoe.cli.reference import annotate, reference
+from tahoe.cli.train import train
 from tahoe.errors import TahoeError
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def commands(state: dict[str, Any], debug: bool, quiet: bool) -> None:
     tahoe reference build atlas-tahoe.zarr …      make a reference of it
     tahoe annotate cells.h5ad …                   take labels from a reference
     tahoe perturb cells.h5ad -o genes.csv         knock every expressed gene out in silico
+    tahoe train config.yaml                       continue the training of a model
     tahoe evaluate embedded.h5ad --label-key cell_type --rep X_tahoe -o report   is it better than PCA
     """
     from tahoe.settings import settings
@@ -261,7 +263,7 @@ def demo(output: str) -> None:
     run(output)
 
 
-for command in (reference, annotate, evaluate):
+for command in (reference, annotate, evaluate, train):
     commands.add_command(command)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tahoe.errors import ModelError
 from tahoe.model.cpu.linear import Linear, computed_in
@@ -168,10 +169,14 @@ class Network(nn.Module):
         self.is_quantized = False
         self.n_parameters = sum(weight.numel() for weight in self.parameters())
 
-    def forward(self, batch: Batch, attention: str = "sdpa") -> Tensor:
-        """Outputs of all tokens, (T, D) float32: each cell's embedding at its CLS token, then its genes."""
+    def forward(self, batch: Batch, attention: str | Attention = "sdpa", *, recompute: bool = False) -> Tensor:
+        """Outputs of all tokens, (T, D) float32: each cell's embedding at its CLS token, then its genes.
+
+        With `recompute` the layers keep nothing for the way back.
+        """
         masked_T = self._hidden_keys(batch)
-        return self.norm(add(*self._through(self.layers, batch, ATTENTION[attention], masked_T)))
+        attend = ATTENTION[attention] if isinstance(attention, str) else attention
+        return self.norm(add(*self._through(self.layers, batch, attend, masked_T, recompute)))
 
     def observe(
         self,
@@ -207,15 +212,19 @@ class Network(nn.Module):
         return self.norm(self.layers[-1].forward_cls(x_TD, batch, attend, masked_T, update_TD))  # type: ignore[operator]
 
     def _through(
-        self, layers: nn.ModuleList, batch: Batch, attend: Attention, masked_T: Tensor | None
+        self, layers: nn.ModuleList, batch: Batch, attend: Attention, masked_T: Tensor | None, again: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """The two parts of what comes out of these layers. Where a layer has hooks it is called, as they expect."""
+        """The two parts of what comes out of these layers, each of which may be computed again on the way back.
+
+        A layer that has hooks is called, as they expect.
+        """
         x_TD, update_TD = self.inputs(batch), None
         for layer in layers:
             if infers_on_cuda(x_TD) and not (layer._forward_hooks or layer._forward_pre_hooks):
                 x_TD, update_TD = layer.forward_parts(x_TD, update_TD, batch.cells, attend, masked_T)  # type: ignore[operator]
-            else:
-                x_TD, update_TD = layer(add(x_TD, update_TD), batch.cells, attend, masked_T), None
+                continue
+            inputs = (add(x_TD, update_TD), batch.cells, attend, masked_T)
+            x_TD, update_TD = checkpoint(layer, *inputs, use_reentrant=False) if again else layer(*inputs), None
         return x_TD, update_TD
 
     def inputs(self, batch: Batch) -> Tensor:

@@ -3,8 +3,9 @@
 from tahoe.model.training.fine_tuned import Base, FineTuned
 from tahoe.model.training.heads import Head, Target
 from tahoe.model.training.initialise import new_network
-from tahoe.model.training.loop import Sampler, TrainingPlan, make_optimizer, train
+from tahoe.model.training.loop import Sampler, make_optimizer, train
 from tahoe.model.training.objective import Losses, evaluate, mask_tokens, masked_batch, masked_losses
+from tahoe.model.training.plan import TrainingPlan
 from tahoe.model.training.supervised import FineTuningPlan, TrainingReport
 
 __all__ = [

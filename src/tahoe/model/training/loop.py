@@ -3,62 +3,49 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from tahoe.errors import ModelError
-from tahoe.model.causes import first_line
-from tahoe.model.training.objective import Losses, mask_tokens, masked_batch, masked_losses
+from tahoe.model.training.objective import Losses, Objective, mask_tokens
+from tahoe.model.training.passes import Pass, cut, share_of
+from tahoe.model.training.processes import ALONE, Processes, whole
+from tahoe.model.training.state import StateFile
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tahoe.model.network.network import Network
     from tahoe.model.tokens.tokenizer import Tokens
+    from tahoe.model.training.plan import TrainingPlan
 
 # Draws the cells of one step from a generator that belongs to this step alone.
 Sampler = Callable[[np.random.Generator], "Tokens"]
+# From a step on, the cells of each and which of their tokens are masked.
+Lots = Callable[[int], Generator[tuple["Tokens", np.ndarray], None, None]]
 
 
 @dataclass(frozen=True)
-class TrainingPlan:
-    """How long and how fast to train."""
+class Step:
+    """What happened in a step, over all processes."""
 
-    steps: int
-    learning_rate: float = 5e-4
-    warm_up: float = 0.05
-    """Share of the steps over which the learning rate rises from zero; then it falls along a cosine."""
-    final_rate: float = 0.02
-    """Learning rate of the last step, as a share of the highest."""
-    weight_decay: float = 0.01
-    """On matrices; biases, norms and embedding tables are left alone."""
-    betas: tuple[float, float] = (0.9, 0.98)
-    clip: float = 1.0
-    """Largest norm of the gradient."""
-    bfloat16: bool = False
-    """Compute the linear layers in bfloat16, with float32 weights."""
-    seed: int = 0
-    save_every: int = 500
-    """Steps between two saved states, if a place for them is given."""
-
-    def rate(self, step: int) -> float:
-        """Learning rate of a step, as a share of the highest."""
-        warm = max(1, round(self.warm_up * self.steps))
-        if step < warm:
-            return (step + 1) / warm
-        progress = (step - warm) / max(1, self.steps - warm)
-        return self.final_rate + (1 - self.final_rate) * 0.5 * (1 + math.cos(math.pi * progress))
+    number: int
+    losses: Losses
+    learning_rate: float
+    gradient_norm: float
+    n_cells: int
+    n_tokens: int
 
 
-@torch.inference_mode(False)
-@torch.enable_grad()
 def train(
     network: Network,
     sampler: Sampler,
@@ -82,6 +69,7 @@ def train(
         Steps, rates and seed.
     state_file
         Where weights and the state of the optimiser are saved (by `torch.save`), and resumed from if the file is there.
+        With it, Ctrl-C ends the step that is under way and saves the state.
     report
         Called after each step, with its number and its losses.
     progress
@@ -94,9 +82,10 @@ def train(
     Raises
     ------
     tahoe.errors.ModelError
-        If `state_file` is that of another network or cannot be read, or the weights are in int8.
+        If `state_file` is that of another network or cannot be read, if the weights are in int8, or if the loss or its
+        gradient is no number any more: the state that was saved last stays.
     tahoe.errors.InputError
-        If there is nothing to mask in the cells of a step.
+        If there is nothing to mask in the cells of a step, or if the state cannot be written.
 
     Examples
     --------
@@ -111,32 +100,136 @@ def train(
     >>> network = train(mine.network, draw, TrainingPlan(steps=2), progress=False)
     >>> mine.save("mine")  # doctest: +SKIP
     """
+
+    def lots(first: int) -> Generator[tuple[Tokens, np.ndarray], None, None]:
+        for step in range(first, plan.steps):
+            generator = np.random.default_rng([plan.seed, step])
+            tokens = sampler(generator)
+            yield tokens, mask_tokens(tokens, generator, share_of(plan, network.config))
+
+    told = None if report is None else lambda step: report(step.number, step.losses)
+    state = None if state_file is None else StateFile(state_file)
+    return run(network, lots, plan, state=state, report=told, progress=progress)
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def run(
+    network: Network,
+    lots: Lots,
+    plan: TrainingPlan,
+    *,
+    processes: Processes = ALONE,
+    state: StateFile | None = None,
+    report: Callable[[Step], None] | None = None,
+    validate: Callable[[int, nn.Module], None] | None = None,
+    progress: bool = True,
+) -> Network:
+    """Train as `train` does, alone or with other processes, on cells that come with their masks.
+
+    `validate` is called with the number of steps that are done and the objective: before the first step, every
+    ``plan.validate_every`` steps, and after the last.
+    """
     network.check_weights()
     network.train().requires_grad_(True)
     device = next(network.parameters()).device
+    objective = Objective(network, plan.activation_checkpointing)
+    wrapped = processes.wrap(objective, network)
     optimizer = make_optimizer(network, plan)
-    first = _resume(state_file, network, optimizer) if state_file and state_file.is_file() else 0
-    schedule = LambdaLR(optimizer, lambda step: plan.rate(first + step))
-    bar = tqdm(range(first, plan.steps), initial=first, total=plan.steps, unit="step", disable=not progress)
-    with torch.autocast(device.type, enabled=False):  # that of the caller would hold on the way back, too
-        for step in bar:
-            generator = np.random.default_rng([plan.seed, step])
-            tokens = sampler(generator)
-            masked = mask_tokens(tokens, generator, network.config.mask_probability)
-            batch, targets = masked_batch(tokens, masked, network.config, device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=plan.bfloat16):
-                losses = masked_losses(network, batch, targets)
-            optimizer.zero_grad(set_to_none=True)
-            losses.total.backward()
-            nn.utils.clip_grad_norm_(network.parameters(), plan.clip, error_if_nonfinite=True)
-            optimizer.step()
-            schedule.step()
-            bar.set_postfix(loss=f"{losses.total.item():.2f}", refresh=False)
+    first = state.resume(network, optimizer) if state else 0
+    bar = tqdm(initial=first, total=plan.steps, unit="step", disable=not (progress and processes.is_first))
+    # that of the caller would hold on the way back, too
+    outside = torch.autocast(device.type, enabled=False)
+    with outside, bar, _interruptible(state is not None) as interrupted, closing(lots(first)) as coming:
+        if validate is not None and first == 0:
+            validate(0, objective)
+        for step, lot in enumerate(coming, first):
+            told = _one_step(step, lot, plan, network, wrapped, optimizer, processes, state)
+            bar.update()
+            bar.set_postfix(loss=f"{told.losses.total.item():.2f}", refresh=False)
             if report is not None:
-                report(step, losses)
-            if state_file and ((step + 1) % plan.save_every == 0 or step + 1 == plan.steps):
-                _save(state_file, step + 1, network, optimizer)
+                report(told)
+            done, is_last = step + 1, step + 1 == plan.steps
+            if validate is not None and (done % plan.validate_every == 0 or is_last):
+                validate(done, objective)
+            stops = interrupted.is_set() if processes.size == 1 else bool(processes.most(interrupted.is_set(), device))
+            if state and (done % plan.save_every == 0 or is_last or stops):
+                state.save(done, network, optimizer)
+            if stops and not is_last:
+                raise KeyboardInterrupt
     return network.eval().requires_grad_(False)
+
+
+def _one_step(
+    step: int,
+    lot: tuple[Tokens, np.ndarray],
+    plan: TrainingPlan,
+    network: Network,
+    wrapped: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    processes: Processes,
+    state: StateFile | None,
+) -> Step:
+    """Add up the gradients of all passes, and change the weights once."""
+    device = next(network.parameters()).device
+    tokens, masked = lot
+    parts = cut(tokens, masked, plan, network.config, device, processes)
+    own = [masked.sum(), len(tokens), len(tokens.ids)]
+    n_masked, n_cells, n_tokens = processes.total(torch.tensor(own, dtype=torch.int64, device=device)).tolist()
+    optimizer.zero_grad(set_to_none=True)
+    errors = torch.zeros(2, device=device)
+    for number, part in enumerate(parts):
+        with processes.sending(wrapped, number + 1 == len(parts)):
+            errors += _pass(wrapped, part, plan, device, processes.size / n_masked)
+    expression, mvc = processes.total(errors) / n_masked
+    losses = Losses(expression, mvc if network.mvc is not None else None)
+    _refuse_divergence(step, "loss", losses.total.item(), state)
+    rate = plan.learning_rate * plan.rate(step)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    norm = float(whole(nn.utils.clip_grad_norm_(network.parameters(), plan.clip)))
+    _refuse_divergence(step, "norm of the gradient", norm, state)
+    optimizer.step()
+    return Step(step, losses, rate, norm, n_cells, n_tokens)
+
+
+def _pass(wrapped: nn.Module, part: Pass, plan: TrainingPlan, device: torch.device, weight: float) -> Tensor:
+    """Forward and backward; gives the sums of squared errors."""
+    with torch.autocast(device.type, torch.bfloat16, enabled=plan.bfloat16):
+        errors = wrapped(part.batch, part.targets, part.who)
+    (errors.mean() * (weight * part.counts)).backward()
+    return errors.detach() * part.counts
+
+
+def _refuse_divergence(step: int, what: str, value: float, state: StateFile | None) -> None:
+    """Stop before the weights are lost."""
+    if math.isfinite(value):
+        return
+    kept = ""
+    if state is not None:
+        kept = f"; the state after {state.saved} steps is in {state.path}" if state.saved else "; no state was saved"
+    message = f"the {what} of step {step} (counted from 0) is {value}, so training stops{kept}; lower the learning_rate"
+    raise ModelError(message)
+
+
+@contextmanager
+def _interruptible(saves: bool) -> Iterator[threading.Event]:
+    """Let Ctrl-C wait for the end of a step, where its state is to be saved; a second one does not wait."""
+    pressed = threading.Event()
+    if not saves or threading.current_thread() is not threading.main_thread():
+        yield pressed
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def press(*_: object) -> None:
+        pressed.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def make_optimizer(network: Network, plan: TrainingPlan) -> torch.optim.AdamW:
@@ -147,28 +240,3 @@ def make_optimizer(network: Network, plan: TrainingPlan) -> torch.optim.AdamW:
     rest = [w for w in weights if w.ndim <= 1 or id(w) in tables]
     groups = [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=plan.learning_rate, betas=plan.betas, fused=True)
-
-
-def _save(path: Path, step: int, network: Network, optimizer: torch.optim.Optimizer) -> None:
-    """Write the state under another name first: what has this name is whole."""
-    partial = path.with_suffix(".partial")
-    state = {"step": step, "network": network.state_dict(), "optimizer": optimizer.state_dict()["state"]}
-    torch.save(state, partial)
-    partial.replace(path)
-
-
-def _resume(path: Path, network: Network, optimizer: torch.optim.Optimizer) -> int:
-    """Take weights and moments from a saved state; rates and weight decay are those of the plan. The next step."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        step, weights, moments = state["step"], state["network"], state["optimizer"]
-    except Exception as error:
-        message = f"{path} is not the state of a training run ({first_line(error)}); remove it to start anew"
-        raise ModelError(message) from error
-    for name, weight in network.state_dict().items():
-        if name not in weights or weights[name].shape != weight.shape:
-            message = f"{path} is the state of another network: it has no {name} of shape {tuple(weight.shape)}"
-            raise ModelError(message)
-    network.load_state_dict(weights)
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    return step

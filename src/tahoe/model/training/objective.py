@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tahoe.errors import InputError, warn
 from tahoe.model.network.attention import Spans
@@ -17,6 +17,7 @@ from tahoe.model.network.network import Batch, Network
 if TYPE_CHECKING:
     from tahoe.model.config import ModelConfig
     from tahoe.model.tokens.tokenizer import Tokens
+    from tahoe.model.training.attention import Visibility
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,14 @@ class Losses:
 
 def mask_tokens(tokens: Tokens, generator: np.random.Generator, probability: float) -> np.ndarray:
     """Choose which tokens of each cell to mask: a share of its genes, never the CLS token or that of the drug."""
+    return mask_by(tokens, generator.random(len(tokens.ids)), probability)
+
+
+def mask_by(tokens: Tokens, draws: np.ndarray, probability: float) -> np.ndarray:
+    """Mask the tokens of each cell with the smallest of these numbers, which lie between 0 and 1."""
     cells, is_gene = tokens.cell_of_token, tokens.is_gene
     # Special tokens are drawn last, so the first ranks of each cell are a random choice of its genes.
-    draws = np.where(is_gene, generator.random(len(cells)), 2.0)
+    draws = np.where(is_gene, draws, 2.0)
     rank = np.empty(len(cells), dtype=np.int64)
     rank[np.lexsort((draws, cells))] = np.arange(len(cells)) - tokens.bounds[cells]
     n_genes = np.bincount(cells[is_gene], minlength=len(tokens))
@@ -68,16 +74,39 @@ def _nothing_to_mask(tokens: Tokens, config: ModelConfig) -> str:
 
 def masked_losses(network: Network, batch: Batch, targets: Tensor, attention: str = "sdpa") -> Losses:
     """Errors of both decoders at the masked tokens."""
-    output_TD = network(batch, attention)
+    expression, mvc = _predictions(network, batch, network(batch, attention))
+    return Losses(F.mse_loss(expression, targets), None if mvc is None else F.mse_loss(mvc, targets))
+
+
+def _predictions(network: Network, batch: Batch, output_TD: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What both decoders say at the masked tokens."""
     masked_T = batch.masked_T
-    expression = F.mse_loss(network.decode(output_TD[masked_T]), targets)
+    expression = network.decode(output_TD[masked_T])
     if network.mvc is None:
-        return Losses(expression, None)
+        return expression, None
     cells = torch.repeat_interleave(batch.cells.device_bounds.diff().long())
     per_cell = torch.bincount(cells[masked_T], minlength=len(batch.starts_C))
     genes_TD = network.gene_inputs(batch.ids_T[masked_T])
-    mvc = F.mse_loss(network.mvc(output_TD[batch.starts_C], genes_TD, per_cell), targets)
-    return Losses(expression, mvc)
+    return expression, network.mvc(output_TD[batch.starts_C], genes_TD, per_cell)
+
+
+class Objective(nn.Module):
+    """The network and its objective as one module: sums of squared errors, which may be added up over passes.
+
+    Attention is that of `tahoe.model.training.attention`.
+    """
+
+    def __init__(self, network: Network, activation_checkpointing: bool = False) -> None:
+        super().__init__()
+        self.network = network
+        self.activation_checkpointing = activation_checkpointing
+
+    def forward(self, batch: Batch, targets: Tensor, who: Visibility) -> Tensor:
+        """Sums of the squared errors of the expression decoder and of the MVC decoder (or twice the first), (2,)."""
+        output_TD = self.network(batch, who.attend, recompute=self.activation_checkpointing)
+        expression, mvc = _predictions(self.network, batch, output_TD)
+        predictions = (expression, expression if mvc is None else mvc)
+        return torch.stack([F.mse_loss(each, targets, reduction="sum") for each in predictions])
 
 
 @torch.inference_mode()
