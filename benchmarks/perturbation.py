@@ -217,10 +217,12 @@ def calibration(data: Path, n_splits: int = 5, first: int = 0, n_replicates: int
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 of_units[number] = np.nanmean(effects[chosen.units == number][:, :, kept], axis=0)
-        row = {"split": seed, "genes": len(kept)}
+        everywhere = np.isfinite(of_units[:, 1]).all(0)
+        row = {"split": seed, "genes": len(kept), "in all replicates": int(everywhere.sum())}
         for place, name in enumerate(("toward", "projection", "pooled line")):
             p, q = over_replicates(of_units[:, place], null, seed)
             row |= {name: (p[np.isfinite(p)] < 0.05).mean(), f"{name} q": int((q < 0.05).sum())}
+            row[f"{name}, in all"] = (p[everywhere] < 0.05).mean()
         for place, name in ((1, "cells"), (2, "cells, pooled line")):
             of_cells = effects[:, place][:, kept]
             with warnings.catch_warnings():
