@@ -26,7 +26,7 @@ class NoFloat64(TorchDispatchMode):
 @pytest.fixture
 def on_such_a_device(monkeypatch):
     # the mode holds in this thread alone
-    monkeypatch.setattr("tahoe.model.model.parallel_for", lambda work, items: [work(item) for item in items])
+    monkeypatch.setattr("tahoe.model.computing.parallel_for", lambda work, items: [work(item) for item in items])
     with NoFloat64():
         yield
 
