@@ -7,6 +7,7 @@ cost_70m is with the demo model: it shows the method, not what the released mode
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 import warnings
@@ -223,6 +224,7 @@ def calibration(data: Path, n_splits: int = 5, first: int = 0, n_replicates: int
             p, q = over_replicates(of_units[:, place], null, seed)
             row |= {name: (p[np.isfinite(p)] < 0.05).mean(), f"{name} q": int((q < 0.05).sum())}
             row[f"{name}, in all"] = (p[everywhere] < 0.05).mean()
+        row["projection, all signs"] = shares_of_signs(of_units[:, 1], null, seed).mean()
         for place, name in ((1, "cells"), (2, "cells, pooled line")):
             of_cells = effects[:, place][:, kept]
             with warnings.catch_warnings():
@@ -233,6 +235,18 @@ def calibration(data: Path, n_splits: int = 5, first: int = 0, n_replicates: int
         rows.append(row)
         print(pd.DataFrame([row]).round(3).to_string(index=False, header=seed == first), flush=True)
     print(pd.DataFrame(rows).mean().round(4).to_string())
+
+
+def shares_of_signs(effects_UG: np.ndarray, null: np.ndarray, seed: int) -> np.ndarray:
+    """Share of the genes with p below 0.05 for all signs that the lines of the replicates could have had.
+
+    All genes share these lines, so the share of one split is one draw, and a wide one.
+    """
+    shares = []
+    for signs in itertools.product((1, -1), repeat=len(effects_UG) - 1):
+        p = over_replicates(effects_UG * np.array([1, *signs])[:, None], null, seed)[0]
+        shares.append((p[np.isfinite(p)] < 0.05).mean())
+    return np.array(shares)
 
 
 def hallmark(data: Path, name: str) -> set[str]:
