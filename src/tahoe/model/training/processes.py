@@ -41,11 +41,10 @@ class Processes:
             # without a drug in any cell the encoder of drugs has no gradient
             unused = network.drug is not None
             return nn.parallel.DistributedDataParallel(objective, find_unused_parameters=unused)
-        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+        from torch.distributed.fsdp import fully_shard
 
         for layer in network.layers:
             fully_shard(layer)
-            register_fsdp_forward_method(layer, "forward_parts")
         fully_shard(objective)  # in place
         return objective
 
