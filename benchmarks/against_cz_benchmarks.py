@@ -53,7 +53,7 @@ def main() -> None:
     labels = adata.obs["bulk_labels"].astype(str)
     adata.obsm["X_ours"] = _baselines.pca(adata.X)
     vectors, types = adata.obsm["X_ours"], labels.to_numpy()
-    ours = tahoe.evaluate.cell_types(adata, "X_ours", label="bulk_labels", seed=SEED)
+    ours = tahoe.evaluate.cell_types(adata, "X_ours", label_key="bulk_labels", seed=SEED)
     ours = ours[ours["representation"] == "X_ours"].set_index("metric")["value"]
     folds = make_folds(types, None, 5, SEED)
     rows: dict[str, tuple[float, float, float]] = {}

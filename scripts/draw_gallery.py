@@ -36,7 +36,7 @@ def pictures() -> Iterator[tuple[str, Callable[[AnnData], Axes]]]:
 def evaluated(adata: AnnData) -> pd.DataFrame:
     """The embedding and the baselines, judged by the labels of the cells."""
     tahoe.tl.embed(adata, model="demo")
-    return tahoe.evaluate.cell_types(adata, "X_tahoe", label="bulk_labels")
+    return tahoe.evaluate.cell_types(adata, "X_tahoe", label_key="bulk_labels")
 
 
 def main(folder: Path) -> None:

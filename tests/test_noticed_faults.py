@@ -128,9 +128,9 @@ def _(tokens_of, *arguments):
 # Network
 
 
-@fault("a lost bias", f"{NETWORK}.linear", test_reference.test_short_cut_for_cells, GOLDEN, "sdpa")
-def _(linear, x, weight, bias):
-    return linear(x, weight, torch.zeros_like(bias))
+@fault("a lost bias", f"{NETWORK}.Linear.features", test_reference.test_short_cut_for_cells, GOLDEN, "sdpa")
+def _(features, linear, x, some):
+    return features(linear, x, some) - linear.bias[some]
 
 
 @fault("no norm of the genes", f"{NETWORK}.Network.gene_inputs", test_reference.test_outputs, GOLDEN, "sdpa")

@@ -50,7 +50,7 @@ def test_a_representation_of_another_length(path, tmp_path, capsys):
         first, encoding = file["obsm/X_a"][:50], dict(file["obsm/X_a"].attrs)
         del file["obsm/X_a"]
         file["obsm"].create_dataset("X_a", data=first).attrs.update(encoding)
-    assert cli.main(["evaluate", str(short), "--label", "type", "--rep", "X_b", "X_a", "-o", str(folder)]) == 1
+    assert cli.main(["evaluate", str(short), "--label-key", "type", "--rep", "X_b", "X_a", "-o", str(folder)]) == 1
     message = capsys.readouterr().err
     assert "'X_a'" in message
     assert "(150,)" in message

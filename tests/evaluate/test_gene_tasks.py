@@ -217,7 +217,7 @@ def test_pairs_are_near_and_no_gene_is_used_twice(n, seed):
         ("good", {"a": ["TP53TG5"]}, {}, "none of the 1 genes of the list"),
         ("good", "SETS", {"protocol": "mine"}, "protocol='mine'"),
         ("good", "SETS", {"seeds": ()}, "one seed or more"),
-        ("good", "SETS", {"n_folds": 5000}, "genes are in a set and have vectors; at least 5000"),
+        ("good", "SETS", {"n_folds": 5000}, "genes are in a set and have embeddings; at least 5000"),
         ("good", "nowhere.gmt", {}, "cannot be read"),
         ("broken", "SETS", {}, "single NaN"),
         ("absent", "SETS", {}, "does not exist"),

@@ -269,7 +269,7 @@ def judge(
     model: TahoeModel, objective: nn.Module, held_out: list[tuple[Tokens, np.ndarray]], plan: TrainingPlan
 ) -> dict[str, float]:
     """Mean squared errors of both decoders on cells that were held out, and that of the best constant."""
-    sums, targets = torch.zeros(2, dtype=torch.float64), []
+    sums, targets = torch.zeros(2, dtype=torch.float64, device="cpu"), []
     for tokens, masked in held_out:
         part = made(tokens, masked, plan, model.config, model.device)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=plan.bfloat16):

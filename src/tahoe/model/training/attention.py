@@ -200,7 +200,7 @@ def _backward(
         none = torch.zeros(2, dtype=torch.uint64, device=q.device)
         q_grad, k_grad, v_grad = aten._flash_attention_backward(
             grad_THK, q, k, v, out_THK, sums_TH.T.contiguous(), *_bounds(who), 0.0, False, none,
-            torch.empty(0, device=q.device), scale=q.shape[-1] ** -0.5,
+            torch.empty(0, dtype=torch.float32, device=q.device), scale=q.shape[-1] ** -0.5,
         )  # fmt: skip
         grads[1][who.visible_S], grads[2][who.visible_S] = k_grad, v_grad
         return q_grad, grads[1], grads[2]

@@ -177,7 +177,7 @@ def _one_step(
     own = [masked.sum(), len(tokens), len(tokens.ids)]
     n_masked, n_cells, n_tokens = processes.total(torch.tensor(own, dtype=torch.int64, device=device)).tolist()
     optimizer.zero_grad(set_to_none=True)
-    errors = torch.zeros(2, device=device)
+    errors = torch.zeros(2, dtype=torch.float32, device=device)
     for number, part in enumerate(parts):
         with processes.sending(wrapped, number + 1 == len(parts)):
             errors += _pass(wrapped, part, plan, device, processes.size / n_masked)

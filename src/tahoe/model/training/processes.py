@@ -67,7 +67,7 @@ class Processes:
         """The largest of a number that each process has."""
         if self.size == 1:
             return number
-        found = torch.tensor(number, device=device)
+        found = torch.tensor(number, dtype=torch.int64, device=device)
         dist.all_reduce(found, op=dist.ReduceOp.MAX)
         return int(found)
 
