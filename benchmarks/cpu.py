@@ -63,7 +63,7 @@ def parts(model: TahoeModel, length: int) -> dict[str, float]:
             "attention": (layers - 1, lambda: attend(q, k, v, cell.cells, cell.cells, None)),
             "of it exponentials": (blocks, lambda: exponentials(scores, np.float32(0), totals)),
             "norms and residuals": (2 * (layers - 1), lambda: x + layer._before(x, None, layer.attention_norm)[1]),
-            "last layer": (1, lambda: network.layers[-1].forward_cls(x, cell, attend)),
+            "last layer": (1, lambda: network.layers[-1].forward_cls(x, cell.cells, attend)),
             "inputs": (1, lambda: network.inputs(cell)),
             "all": (1, lambda: network.embed_cells(cell, model.attention)),
         }

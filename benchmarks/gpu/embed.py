@@ -33,7 +33,7 @@ from measuring import SHAPES, best_rate, draw_lengths, draw_model, draw_tokens, 
 from tahoe._run.batches import CellBatches, embed_cells
 from tahoe.model.cuda import fused
 from tahoe.model.network.attention import ATTENTION, Spans
-from tahoe.model.network.network import add
+from tahoe.model.network.block import add
 from tahoe.settings import settings
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tahoe.model import TahoeModel, Tokens
-    from tahoe.model.network.network import TransformerBlock
+    from tahoe.model.network.block import TransformerBlock
 
 PADDED = 64
 # Of the cells that are asked for, so many take part.

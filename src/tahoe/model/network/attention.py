@@ -46,6 +46,11 @@ class Spans:
         return cls(list(range(n_cells + 1)), torch.arange(n_cells + 1, dtype=torch.int32, device=device))
 
     @property
+    def starts_C(self) -> Tensor:
+        """Index of the first token of each cell."""
+        return self.device_bounds[:-1].long()
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest cell."""
         return max(self.lengths, default=0)

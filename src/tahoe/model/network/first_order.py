@@ -95,7 +95,7 @@ def first_order(
     *first, last = network.layers
     for layer in first:
         x_ND = layer(x_ND, batch.cells, attend)
-    embedding_D = network.norm(last.forward_cls(x_ND, batch, attend))[0]  # type: ignore[operator]
+    embedding_D = network.norm(last.forward_cls(x_ND, batch.cells, attend))[0]  # type: ignore[operator]
     unit_D, length = F.normalize(embedding_D, dim=0).detach(), embedding_D.detach().norm()
     wanted = [bias_N] if shadows is None else [bias_N, *(layer.out_HNK for layer in layers)]
     found = []
