@@ -34,10 +34,10 @@ import tahoe
 from tahoe._scores.baselines import pca
 from tahoe._scores.folds import make_folds
 from tahoe.evaluate._inputs import read_counts
+from tahoe.model.fine_tuning.labels import scores
+from tahoe.model.fine_tuning.lora import adapt
+from tahoe.model.fine_tuning.supervised import train_embedding_weights, weight_groups
 from tahoe.model.training import FineTuningPlan, new_network
-from tahoe.model.training.labels import scores
-from tahoe.model.training.lora import adapt
-from tahoe.model.training.supervised import train_embedding_weights, weight_groups
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tahoe.model.training.labels import scores
+from tahoe.model.fine_tuning.labels import scores
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

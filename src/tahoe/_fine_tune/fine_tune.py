@@ -26,9 +26,9 @@ from tahoe.evaluate._inputs import read_counts
 from tahoe.model.attaching import attach
 from tahoe.model.checkpoint.weights import hash_weights
 from tahoe.model.files import WEIGHTS_FILE
+from tahoe.model.fine_tuning.supervised import RATES
 from tahoe.model.network.attention import choose_attention
 from tahoe.model.training import Base, FineTuned, FineTuningPlan, TrainingReport
-from tahoe.model.training.supervised import RATES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

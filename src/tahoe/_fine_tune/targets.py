@@ -12,7 +12,7 @@ from scipy import sparse
 
 from tahoe._cells.slots import column_of
 from tahoe.errors import InputError, warn
-from tahoe.model.training.heads import Target
+from tahoe.model.fine_tuning.heads import Target
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

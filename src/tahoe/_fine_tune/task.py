@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tahoe.model.network.attention import choose_attention
-from tahoe.model.training import FineTuningPlan, Head, TrainingReport
-from tahoe.model.training.labels import Truth
-from tahoe.model.training.lora import adapt, adapters_of
-from tahoe.model.training.supervised import (
+from tahoe.model.fine_tuning.labels import Truth
+from tahoe.model.fine_tuning.lora import adapt, adapters_of
+from tahoe.model.fine_tuning.supervised import (
     HEAD_PLAN,
     HEAD_RATE,
     RATES,
@@ -20,6 +18,8 @@ from tahoe.model.training.supervised import (
     train_embedding_weights,
     weight_groups,
 )
+from tahoe.model.network.attention import choose_attention
+from tahoe.model.training import FineTuningPlan, Head, TrainingReport
 from tahoe.settings import settings
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ class Task:
         head = Head([each.target for each in self.wanted], model.config.d_model)
         head.standardise(self.cells.embeddings[self.train_rows])
         head = head.to(model.device)
-        embeddings = torch.from_numpy(self.cells.embeddings).to(model.device)
+        # in memory that torch lays out: how its sums are rounded depends on where rows begin
+        embeddings = torch.from_numpy(self.cells.embeddings).clone().to(model.device)
         truth = Truth(head, {each.target.name: each.values for each in self.wanted}, self.train_rows, self.class_weight)
 
         def of_embeddings(rows: np.ndarray) -> Tensor:

@@ -99,7 +99,7 @@ def _model(name: str) -> str:
 
 def _taught(folder: Path) -> str:
     """What was taught to a model, by `tahoe.fine_tune`; the model itself is not loaded."""
-    from tahoe.model.training.fine_tuned import read_fine_tuned
+    from tahoe.model.fine_tuning.fine_tuned import read_fine_tuned
 
     tuned = read_fine_tuned(folder)
     assert tuned is not None

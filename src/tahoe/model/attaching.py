@@ -6,13 +6,13 @@ from copy import deepcopy
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tahoe.model.fine_tuning.lora import merge
 from tahoe.model.model import TahoeModel
-from tahoe.model.training.lora import merge
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tahoe.model.training.fine_tuned import FineTuned
+    from tahoe.model.fine_tuning.fine_tuned import FineTuned
 
 
 def attach(base: TahoeModel, tuned: FineTuned, name: str, folder: Path | None = None) -> TahoeModel:

@@ -13,16 +13,16 @@ from tahoe.model.attaching import attach
 from tahoe.model.checkpoint.weights import read_checkpoint
 from tahoe.model.cpu.linear import has_bfloat16, has_int8
 from tahoe.model.files import FINE_TUNED_FILE, WEIGHTS_FILE, weights_sha256
+from tahoe.model.fine_tuning.fine_tuned import read_fine_tuned
 from tahoe.model.hub import download as hub
 from tahoe.model.model import TahoeModel
 from tahoe.model.network.attention import choose_attention
-from tahoe.model.training.fine_tuned import read_fine_tuned
 from tahoe.settings import settings
 
 if TYPE_CHECKING:
     import os
 
-    from tahoe.model.training.fine_tuned import FineTuned
+    from tahoe.model.fine_tuning.fine_tuned import FineTuned
 
 log = logging.getLogger(__name__)
 

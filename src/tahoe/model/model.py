@@ -21,10 +21,10 @@ from tahoe.model.network.attention import choose_attention
 if TYPE_CHECKING:
     import os
 
+    from tahoe.model.fine_tuning.fine_tuned import FineTuned
+    from tahoe.model.fine_tuning.supervised import TrainingReport
     from tahoe.model.network.network import Network
     from tahoe.model.tokens.vocabulary import Vocabulary
-    from tahoe.model.training.fine_tuned import FineTuned
-    from tahoe.model.training.supervised import TrainingReport
 
 
 @dataclass(eq=False)

@@ -16,9 +16,9 @@ from tahoe.model.hub.download import RELEASES, reason
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tahoe.model.fine_tuning.fine_tuned import Base, FineTuned
     from tahoe.model.network.network import Network
     from tahoe.model.tokens.vocabulary import Vocabulary
-    from tahoe.model.training.fine_tuned import Base, FineTuned
 
 CARD_FILE = "README.md"
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from tahoe.errors import ModelError
 from tahoe.model.cpu.linear import Linear, has_int8
-from tahoe.model.training.lora import ADAPTED, AdaptedLinear, adapt, adapters_of, merge
+from tahoe.model.fine_tuning.lora import ADAPTED, AdaptedLinear, adapt, adapters_of, merge
 
 
 @pytest.fixture

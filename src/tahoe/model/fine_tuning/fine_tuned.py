@@ -14,8 +14,8 @@ from safetensors.torch import save
 from tahoe.errors import ModelError
 from tahoe.model.causes import first_line, why_not_written
 from tahoe.model.files import FINE_TUNED_FILE, was_taught
-from tahoe.model.training.heads import Head, Target
-from tahoe.model.training.supervised import TrainingReport
+from tahoe.model.fine_tuning.heads import Head, Target
+from tahoe.model.fine_tuning.supervised import TrainingReport
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,7 +12,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tahoe.model.training.heads import Head, Target
+    from tahoe.model.fine_tuning.heads import Head, Target
 
 
 class Truth:
@@ -47,8 +47,8 @@ class Truth:
                 truth, weight = _class_weights(target, values[target.name], train, class_weight)
             else:
                 truth, weight = _standardised(head, piece, values[target.name], train)
-            self._truths.append(torch.from_numpy(truth).to(self._device))
-            self._weights.append(torch.from_numpy(weight.astype(np.float32)).to(self._device))
+            self._truths.append(torch.from_numpy(truth).clone().to(self._device))
+            self._weights.append(torch.from_numpy(weight.astype(np.float32)).clone().to(self._device))
 
     def loss(self, outputs_CO: Tensor, rows: np.ndarray, among: np.ndarray) -> Tensor:
         """The share of these rows in the loss of a batch: the mean over targets of the weighted mean over its cells.

@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from tahoe.model.fine_tuning.labels import Truth
     from tahoe.model.network.network import Network
-    from tahoe.model.training.labels import Truth
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score, r2_score
 
+from tahoe.model.fine_tuning.labels import Truth, scores
+from tahoe.model.fine_tuning.supervised import Fit, fit, train_embedding_weights, weight_groups
 from tahoe.model.training import FineTuningPlan, Head, Target, TrainingReport
-from tahoe.model.training.labels import Truth, scores
-from tahoe.model.training.supervised import Fit, fit, train_embedding_weights, weight_groups
 
 KIND = Target("kind", "classes", ("a", "b", "c"))
 AGE = Target("age", "quantities", ("age",))
